@@ -1,0 +1,1 @@
+"""The shop window: decoder, predictor, saliency and page. This folder is a complete Gradio Space by itself."""
