@@ -1,0 +1,83 @@
+import csv
+import filecmp
+from collections import Counter, defaultdict
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from training.data import phantom_folder
+from training.phantom import MOST_FRAMES, draw_patients, write_phantom
+
+
+def table(folder):
+    with open(folder / "metadata.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_full_size_is_that_of_the_study():
+    frames = Counter()
+    for patient in draw_patients():
+        frames[patient.site, patient.label] += patient.frames
+    assert frames == {("A", "normal"): 364, ("A", "sick"): 351, ("A", ""): 50, ("B", "normal"): 112, ("B", "sick"): 112}
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        write_phantom(tmp_path / name, seed=seed, scale=0.02)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    assert len(files) > 25
+    assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", files, shallow=False)[0] == files
+    assert (tmp_path / "one" / "metadata.csv").read_text() != (tmp_path / "other" / "metadata.csv").read_text()
+
+
+def test_the_table_lists_every_image_and_patients_keep_one_label_and_site(small_phantom):
+    rows = table(small_phantom)
+    assert list(rows[0]) == ["file_name", "label", "group", "site", "finding", "synthetic"]
+    assert sorted(row["file_name"] for row in rows) == sorted(
+        f"images/{p.name}" for p in (small_phantom / "images").iterdir()
+    )
+    of_group = defaultdict(list)
+    for row in rows:
+        of_group[row["group"]].append((row["label"], row["site"], row["finding"]))
+    assert all(len(set(kinds)) == 1 and len(kinds) <= MOST_FRAMES for kinds in of_group.values())
+    assert max(map(len, of_group.values())) > 1
+
+
+def test_every_sick_frame_has_a_mask_of_its_size_and_no_other_frame_has_one(small_phantom):
+    masks = {path.name for path in (small_phantom / "masks").iterdir()}
+    for row in table(small_phantom):
+        name = row["file_name"].removeprefix("images/")
+        assert (name in masks) == (row["label"] == "sick")
+        if name in masks:
+            with (
+                Image.open(small_phantom / "masks" / name) as mask,
+                Image.open(small_phantom / "images" / name) as image,
+            ):
+                assert mask.size == image.size
+                assert 0.005 < (np.asarray(mask) > 0).mean() < 0.9
+
+
+def test_nothing_tells_the_truth_of_the_unknown_images(small_phantom):
+    unknown = [row for row in table(small_phantom) if not row["label"]]
+    assert unknown
+    assert all(row["finding"] == "" for row in unknown)
+
+
+def test_every_file_says_that_it_is_synthetic(small_phantom):
+    for path in [*small_phantom.glob("images/*"), *small_phantom.glob("masks/*")]:
+        with Image.open(path) as image:
+            assert image.text["Synthetic"] == "yes"
+    assert all(row["synthetic"] == "yes" for row in table(small_phantom))
+
+
+def test_brightness_alone_does_not_tell_the_label(demo):
+    folder = phantom_folder()
+    scores = defaultdict(list)
+    for row in table(folder):
+        if row["label"]:
+            with Image.open(folder / row["file_name"]) as image:
+                scores[row["site"]].append((row["label"] == "sick", np.asarray(image).mean()))
+    for pairs in scores.values():
+        auc = roc_auc_score(*zip(*pairs, strict=True))
+        assert max(auc, 1 - auc) < 0.65

@@ -1,0 +1,373 @@
+"""A simulator of lung-ultrasound frames: one patient's chest, seen by one probe, as a grey picture and a truth mask.
+
+Everything is drawn in beam coordinates (rows: depth in mm, columns: beams) as echo strength in decibels, then turned
+into speckle and scan-converted:
+
+1. anatomy: chest-wall layers, ribs with shadows, pleural line; below it A-lines (normal) or B-lines, subpleural
+   consolidation, pleural effusion (sick). The signs follow Volpicelli et al., International evidence-based
+   recommendations for point-of-care lung ultrasound, Intensive Care Medicine 2012, 38:577-591.
+2. speckle: complex Gaussian scatterers under the echo strength, filtered by a Gaussian point-spread function that
+   widens away from the focus; the envelope is Rayleigh distributed (Wagner et al., Statistics of speckle in
+   ultrasound B-scans, IEEE Trans. Sonics Ultrason. 1983, 30:156-163).
+3. machine: time-gain slope, noise floor, log compression to a dynamic range, gain set so that the mean brightness is
+   what the operator wanted (so brightness tells nothing of the label), scan conversion to a sector or a rectangle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
+
+SAMPLES, BEAMS = 448, 160  # size of the beam grid: depth samples x beams
+FINDINGS = ("b-lines", "consolidation", "effusion")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A transducer and its settings. Lengths are in mm, angles in degrees, levels in dB."""
+
+    geometry: str  # convex | linear
+    depth: float  # of the picture
+    aperture: float  # convex: half the opening angle; linear: half the width
+    radius: float  # of a convex probe's face; not used when linear
+    focus: float  # depth of the narrowest beam
+    axial: float  # standard deviation of the pulse
+    lateral: float  # standard deviation of the beam at the focus
+    dynamic_range: float
+    noise: float  # noise floor below the brightest echo
+    tgc_slope: float  # dB per mm left over after time-gain compensation
+    smoothing: float  # speckle reduction, pixels of the beam grid
+    brightness: float  # wanted mean grey of the scanned area, 0-1
+
+
+@dataclass(frozen=True)
+class Waviness:
+    """A smooth random function of the lateral position: a sum of sines, so that it can be looked at from anywhere."""
+
+    amplitudes: np.ndarray
+    wavelengths: np.ndarray
+    phases: np.ndarray
+
+    def __call__(self, u: np.ndarray) -> np.ndarray:
+        waves = np.sin(2 * np.pi * u[..., None] / self.wavelengths + self.phases)
+        return (waves * self.amplitudes).sum(-1).astype(np.float32)
+
+
+def waviness(rng: np.random.Generator, amplitude: float, wavelength: float, terms: int = 4) -> Waviness:
+    """Draw a Waviness of about this amplitude with wavelengths of 0.5-2 times the one given (mm)."""
+    return Waviness(
+        amplitude * rng.uniform(0.3, 1, terms) / np.sqrt(terms),
+        wavelength * rng.uniform(0.5, 2, terms),
+        rng.uniform(0, 2 * np.pi, terms),
+    )
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One sign of disease at a lateral position `u` (mm along the pleura)."""
+
+    kind: str  # one of FINDINGS
+    u: float
+    width: float  # mm
+    depth: float  # mm below the pleura; B-lines reach the bottom
+    level: float  # dB above the haze at the pleura (B-lines) or relative to the chest wall (others)
+    edge: Waviness
+    seed: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient's chest at one place of the probe."""
+
+    seed: int
+    label: str
+    finding: str  # regular, or one of FINDINGS
+    pleura: float  # depth in mm
+    flatness: float  # 0: the pleura follows the probe, 1: it is straight
+    tilt: float  # mm per mm
+    relief: Waviness
+    pleura_level: float
+    pleura_gaps: Waviness  # how broken the line is
+    layers: list[tuple[float, float, Waviness]]  # (fraction of the pleura's depth, dB, form)
+    ribs: list[tuple[float, float, float]]  # (u, half width in mm, dB of shadow)
+    contact: Waviness  # dB lost where the probe's face touches badly
+    contact_edge: float  # dB lost at the ends of the face
+    a_lines: float  # dB of the first one relative to the pleural line
+    a_line_centre: float
+    a_line_width: float
+    haze: float  # dB of the reverberation below the pleura relative to the chest wall
+    haze_decay: float  # dB per mm
+    comet_tails: list[tuple[float, float, float]] = field(default_factory=list)  # (u, length in mm, dB)
+    lesions: list[Lesion] = field(default_factory=list)
+
+
+def draw_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
+    """Draw a patient: `finding` is "regular" or one of FINDINGS; each is drawn from mild to severe."""
+    sick = finding != "regular"
+    spacing, first = rng.uniform(24, 34), rng.uniform(-17, 17)
+    ribs = []
+    if rng.random() < 0.75:
+        depth_of_shadow = rng.uniform(14, 38)
+        ribs = [(first + k * spacing, rng.uniform(4.5, 8), depth_of_shadow) for k in range(-3, 4)]
+    layers = [
+        (at, rng.uniform(6, 18), waviness(rng, rng.uniform(0.2, 0.9), 40))
+        for at in np.sort(rng.uniform(0.12, 0.9, rng.integers(3, 8)))
+    ]
+    return Anatomy(
+        seed=int(rng.integers(2**31)),
+        label="sick" if sick else "normal",
+        finding=finding,
+        pleura=rng.uniform(14, 30),
+        flatness=rng.uniform(0.2, 1),
+        tilt=rng.normal(0, 0.06),
+        relief=waviness(rng, rng.uniform(0.2, 1.1 if sick else 0.8), 30),
+        pleura_level=rng.uniform(16, 26),
+        pleura_gaps=waviness(rng, rng.uniform(1, 8 if sick else 5), 12),
+        layers=layers,
+        ribs=ribs,
+        contact=waviness(rng, rng.uniform(1, 5), 16),
+        contact_edge=rng.exponential(9),
+        a_lines=rng.uniform(-22, -8) if rng.random() < (0.35 if sick else 0.85) else -60.0,
+        a_line_centre=rng.normal(0, 8),
+        a_line_width=rng.uniform(7, 22),
+        haze=rng.uniform(-8, 4),
+        haze_decay=rng.uniform(0.06, 0.34),
+        comet_tails=[(rng.uniform(-25, 25), rng.uniform(8, 45), rng.uniform(5, 14)) for _ in range(rng.integers(0, 4))],
+        lesions=_draw_lesions(rng, finding),
+    )
+
+
+def _draw_lesions(rng: np.random.Generator, finding: str) -> list[Lesion]:
+    def lesion(kind, u, width, depth, level, edge):
+        return Lesion(kind, u, width, depth, level, edge, int(rng.integers(2**31)))
+
+    def b_lines(count):
+        middle = rng.normal(0, 7)
+        return [
+            lesion(
+                "b-lines",
+                middle + rng.uniform(-16, 16),
+                rng.uniform(1.0, 2.4) if rng.random() < 0.75 else rng.uniform(4, 11),
+                0.0,
+                rng.uniform(6, 16),
+                waviness(rng, 0.3, 20),
+            )
+            for _ in range(count)
+        ]
+
+    if finding == "b-lines":
+        return b_lines(int(rng.integers(2, 6)))
+    if finding == "consolidation":
+        lesions = [
+            lesion(
+                finding,
+                rng.normal(0, 8),
+                rng.uniform(12, 40),
+                rng.uniform(9, 34),
+                rng.uniform(-19, -6),
+                waviness(rng, rng.uniform(2, 6), 9),
+            )
+            for _ in range(1 + (rng.random() < 0.25))
+        ]
+        return lesions + b_lines(int(rng.integers(0, 3)))
+    if finding == "effusion":
+        return [
+            lesion(
+                finding,
+                rng.uniform(-14, 14),
+                rng.uniform(18, 45),
+                rng.uniform(12, 45),
+                rng.uniform(-42, -26),
+                waviness(rng, rng.uniform(1.5, 5), 14, terms=8),
+            )
+        ]
+    return []
+
+
+def simulate(
+    anatomy: Anatomy, probe: Probe, rng: np.random.Generator, shift: float = 0.0, breath: float = 0.0, size: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """See a chest through a probe.
+
+    shift moves the probe sideways and breath the pleura in depth (mm); rng draws what changes from frame to frame.
+    Returns the frame and the mask of its opacities: two uint8 arrays of one shape whose longest side is `size`,
+    grey values 0-255 and 0 or 255.
+    """
+    depth = np.linspace(0, probe.depth, SAMPLES, dtype=np.float32)[:, None]
+    across = np.linspace(-1, 1, BEAMS, dtype=np.float32)
+    if probe.geometry == "convex":
+        angle = across * np.deg2rad(probe.aperture)
+        u = (probe.radius + anatomy.pleura) * angle
+        straight = (probe.radius + anatomy.pleura) / np.cos(angle) - probe.radius
+    else:
+        u = across * probe.aperture
+        straight = np.full(BEAMS, anatomy.pleura, np.float32)
+    pleura = anatomy.pleura + anatomy.flatness * (straight - anatomy.pleura) + breath
+    u = (u + shift).astype(np.float32)
+    pleura = (pleura + anatomy.tilt * u + anatomy.relief(u)).clip(5, None)
+
+    diffuse, specular = _chest_wall(anatomy, probe, depth, u, pleura)
+    mask = np.zeros((SAMPLES, BEAMS), bool)
+    for lesion in anatomy.lesions:
+        mask |= _add_lesion(lesion, diffuse, specular, anatomy.haze, depth, u, pleura)
+    shadow = _rib_shadows(anatomy, diffuse, specular, depth, u, pleura)
+    mask &= shadow < 10
+    shadow += anatomy.contact(u).clip(0, None) + anatomy.contact_edge * across**4
+
+    envelope = _speckle(anatomy, probe, rng, diffuse - shadow, specular - shadow, depth, shift, u)
+    grey = _compress(envelope, probe, depth)
+    return _scan_convert(grey, mask, probe, size)
+
+
+def _line(depth: np.ndarray, at: np.ndarray, thickness: float) -> np.ndarray:
+    """dB of a thin reflector with a Gaussian profile: 0 on the line, falling off with the square of the distance."""
+    return (-4.34 * ((depth - at) / thickness) ** 2).clip(-90, 0)
+
+
+def _chest_wall(anatomy, probe, depth, u, pleura):
+    """Echo strength (dB) of a lung without disease: (diffuse, specular), both SAMPLES x BEAMS."""
+    texture = np.random.default_rng(anatomy.seed + 1).standard_normal((SAMPLES, BEAMS), np.float32)
+    mm = probe.depth / SAMPLES
+    stripes = gaussian_filter(texture, (0.5 / mm, 9))
+    stripes *= 6 / stripes.std()
+    below = depth > pleura
+    under = depth - pleura
+    diffuse = np.where(below, anatomy.haze - anatomy.haze_decay * under + 0.25 * stripes, stripes)
+    specular = np.full_like(diffuse, -90)
+    for fraction, level, form in anatomy.layers:
+        line = level + 4 * form(u * 2.3) + _line(depth, fraction * pleura + form(u), 0.2)
+        specular = np.maximum(specular, np.where(below, -90, line))
+    specular = np.maximum(specular, 17 - 8 * depth + 6 * np.cos(2 * np.pi * depth / 1.1))  # the probe's own ringing
+
+    gaps = (anatomy.pleura_gaps(u) - 2).clip(0, None)
+    facing = -1.5 * (np.gradient(pleura, u) / 0.25) ** 2  # a slanted mirror sends the echo elsewhere
+    level = anatomy.pleura_level + facing - 2 * gaps
+    specular = np.maximum(specular, level + _line(depth, pleura, 0.35))
+    spread = -4.34 * ((u - anatomy.a_line_centre) / anatomy.a_line_width) ** 2
+    for k in range(2, 7):
+        repeat = level + anatomy.a_lines - 5.5 * (k - 2) + spread
+        specular = np.maximum(specular, repeat + _line(depth, k * pleura, 0.3 + 0.12 * k))
+    for at, length, strength in anatomy.comet_tails:
+        tail = strength - 12 * under / length - 4.34 * ((u - at) / 1.1) ** 2
+        diffuse = np.where(below, np.maximum(diffuse, diffuse + tail.clip(0, None)), diffuse)
+    rough = gaussian_filter(texture[::-1], (0.8 / mm, 2.5))
+    specular += 5 * rough / rough.std()
+    return diffuse.astype(np.float32), specular.astype(np.float32)
+
+
+def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
+    """Write a lesion into the echo strengths, in place, and return where it is (bool, SAMPLES x BEAMS)."""
+    rng = np.random.default_rng(lesion.seed)
+    under = depth - pleura
+    if lesion.kind == "b-lines":
+        ring = 2.0 * np.cos(2 * np.pi * under / rng.uniform(0.9, 1.8))
+        width = lesion.width * (1 + 0.006 * under.clip(0, None))
+        profile = -4.34 * ((u - lesion.u - lesion.edge(under)) / width) ** 2
+        ray = np.where(under > 0, haze + lesion.level + profile + ring - 0.03 * under, -90)
+        inside = (under > 0) & (profile > -4.34)
+        np.maximum(diffuse, ray, out=diffuse)
+        specular[inside] -= 12  # a B-line wipes out the A-lines
+        return inside
+
+    texture = gaussian_filter(rng.standard_normal(diffuse.shape, np.float32), (2, 3))
+    texture /= texture.std()
+    if lesion.kind == "consolidation":
+        arch = 1 - np.abs((u - lesion.u) / (lesion.width / 2)) ** 3
+        bottom = pleura + np.where(arch > 0, lesion.depth * arch.clip(0, None) ** 0.6 + lesion.edge(u), 0)
+        inside = (under > 0) & (depth < bottom)
+        diffuse[inside] = lesion.level + 2 * texture[inside]
+        specular[inside] -= 16
+        air = gaussian_filter(rng.standard_normal(diffuse.shape, np.float32), (2, 2.5))
+        bronchograms = inside & (air > rng.uniform(1.3, 2.2) * air.std()) & (under > 2)
+        diffuse[bronchograms] = rng.uniform(8, 16)
+        beyond = (depth >= bottom) & (arch > 0)
+        shred = rng.uniform(8, 16) + _line(depth, bottom, 0.6) + 8 * texture
+        np.maximum(specular, np.where(beyond, shred, -90), out=specular)
+        rays = rng.uniform(2, 9) + 2.5 * texture[100] - rng.uniform(0.05, 0.15) * (depth - bottom)
+        diffuse[beyond] = np.maximum(diffuse, rays)[beyond]
+        return inside
+
+    side = np.sign(lesion.u) or 1.0  # fluid collects on one side of the picture and thins out to the other
+    wedge = (1 - ((u - lesion.u) * -side / lesion.width).clip(0, 1) ** 2) * lesion.depth
+    bottom = pleura + np.where(wedge > 0.6, wedge + lesion.edge(u), 0).clip(0, None)
+    inside = (under > 0.8) & (depth < bottom)
+    diffuse[inside] = lesion.level + texture[inside]
+    specular[inside] -= 26
+    beyond = (depth >= bottom) & (wedge > 0.6)
+    lung = rng.uniform(10, 20) + _line(depth, bottom, 0.6) + 3 * lesion.edge(u * 3) + 6 * texture
+    np.maximum(specular, np.where(wedge > 0.6, lung, -90), out=specular)
+    tissue = rng.uniform(2, 14) - rng.uniform(0.1, 0.3) * (depth - bottom) + 0.3 * diffuse + 2 * texture
+    diffuse[beyond] = tissue[beyond]
+    return inside
+
+
+def _rib_shadows(anatomy, diffuse, specular, depth, u, pleura):
+    """Write the ribs' bright caps, in place, and return the shadow below them in dB (SAMPLES x BEAMS)."""
+    shadow = np.zeros_like(diffuse)
+    for at, half_width, dark in anatomy.ribs:
+        across = (u - at) / half_width
+        cap = pleura - 8 + 4 * across**2
+        on_rib = np.abs(across) < 1
+        line = 13 - 10 * across**2 + _line(depth, cap, 0.45)
+        np.maximum(specular, np.where(on_rib, line, -90), out=specular)
+        edge = 0.5 - 0.5 * np.tanh(4.5 * (np.abs(across) - 0.95))
+        behind = ((depth - cap - 1.2) / 2.5).clip(0, 1)
+        shadow = np.maximum(shadow, dark * edge * behind)
+    return shadow.astype(np.float32)
+
+
+def _speckle(anatomy, probe, rng, diffuse, specular, depth, shift, u):
+    """Envelope of the echoes: scatterers of the patient, moved with the probe, mixed with this frame's own."""
+    mm = probe.depth / SAMPLES
+    beam = abs(u[-1] - u[0]) / BEAMS
+    own = np.random.default_rng(anatomy.seed).standard_normal((2, SAMPLES, BEAMS), np.float32)
+    own = np.roll(own, -round(shift / beam), axis=2)
+    fresh = rng.standard_normal((2, SAMPLES, BEAMS), np.float32)
+    scatterers = 0.75 * own + 0.66 * fresh
+    amplitude = 10 ** (diffuse / 20)
+    mirror = 10 ** (specular / 20) * (1 + 0.35 * scatterers[1])
+    field = np.stack([scatterers[0] * amplitude + 2.2 * mirror, scatterers[1] * amplitude])
+    field = gaussian_filter1d(field, probe.axial / mm, axis=1, mode="nearest")
+    narrow = gaussian_filter1d(field, probe.lateral / beam, axis=2, mode="nearest")
+    wide = gaussian_filter1d(field, 3 * probe.lateral / beam, axis=2, mode="nearest")
+    out_of_focus = (np.abs(depth - probe.focus) / probe.depth).clip(0, 1)
+    field = (1 - out_of_focus) * narrow + out_of_focus * wide * 1.7
+    floor = 10 ** (-probe.noise / 20) * np.percentile(np.abs(field), 99.5)
+    return np.hypot(field[0] + floor * fresh[1], field[1] + floor * fresh[0])
+
+
+def _compress(envelope, probe, depth):
+    """Log-compress to grey values 0-1 with the gain that gives the probe's mean brightness."""
+    decibels = 20 * np.log10(envelope + 1e-9) + probe.tgc_slope * depth
+    if probe.smoothing:
+        decibels = gaussian_filter(decibels, probe.smoothing)
+    low, high = decibels.min() - probe.dynamic_range, decibels.max() + probe.dynamic_range
+    for _ in range(24):  # bisection: brightness falls as the level of black rises
+        black = (low + high) / 2
+        grey = ((decibels - black) / probe.dynamic_range).clip(0, 1)
+        low, high = (black, high) if grey.mean() > probe.brightness else (low, black)
+    return grey**1.15
+
+
+def _scan_convert(grey, mask, probe, size):
+    """From beams to pixels: a sector for convex probes, a rectangle for linear ones; outside it is black."""
+    if probe.geometry == "convex":
+        half = np.deg2rad(probe.aperture)
+        top = probe.radius * np.cos(half)
+        width, height = 2 * (probe.radius + probe.depth) * np.sin(half), probe.radius + probe.depth - top
+    else:
+        half, top, width, height = probe.aperture, 0.0, 2 * probe.aperture, probe.depth
+    scale = size / max(width, height)
+    columns, rows = round(width * scale), round(height * scale)
+    x = (np.arange(columns, dtype=np.float32) + 0.5) / scale - width / 2
+    y = (np.arange(rows, dtype=np.float32)[:, None] + 0.5) / scale + top
+    if probe.geometry == "convex":
+        across, depth = np.arctan2(x, y) / half, np.hypot(x, y) - probe.radius
+    else:
+        across, depth = np.broadcast_to(x / half, (rows, columns)), np.broadcast_to(y, (rows, columns))
+    where = np.stack([depth / probe.depth * (SAMPLES - 1), (across + 1) / 2 * (BEAMS - 1)])
+    frame = map_coordinates(grey, where, order=1, cval=0.0)
+    truth = map_coordinates(mask.astype(np.float32), where, order=1, cval=0.0) > 0.5
+    return (frame * 255).round().clip(0, 255).astype(np.uint8), truth.astype(np.uint8) * 255
