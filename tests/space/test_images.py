@@ -1,0 +1,92 @@
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.image_utils import load_image as pipeline_load_image
+
+from space.errors import InputError
+from space.images import load_image
+
+
+def file_of(image: Image.Image, format: str = "PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1"])
+def test_8_bit_images_give_the_pixels_that_pipeline_sees(mode, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(noise(30, 40, 3)).convert(mode).save(path)
+    assert np.array_equal(load_image(path), pipeline_load_image(str(path)))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
+def test_every_format_is_read_from_bytes_and_path(format, tmp_path):
+    content = file_of(Image.fromarray(noise(20, 24, 3)), format)
+    (tmp_path / "file").write_bytes(content)
+    for source in (content, tmp_path / "file", {"path": None, "bytes": content}):
+        image = load_image(source)
+        assert (image.mode, image.size) == ("RGB", (24, 20))
+
+
+def test_cmyk_is_converted():
+    content = file_of(Image.fromarray(noise(20, 24, 3)).convert("CMYK"), "JPEG")
+    assert load_image(content).mode == "RGB"
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 60_000, 1000), np.linspace(300, 4_095, 1000)])
+def test_16_bits_are_scaled_by_their_range_and_not_clipped(values):
+    ramp = Image.fromarray(values.reshape(10, 100).astype(np.uint16))
+    grey = np.asarray(load_image(file_of(ramp)))[..., 0].ravel()
+    assert grey.min() == 0
+    assert grey.max() == 255
+    assert (np.diff(grey.astype(int)) >= 0).all()
+    assert len(np.unique(grey)) == 256
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    content = file_of(Image.fromarray(noise(20, 40, 3)), "JPEG", exif=exif)
+    assert load_image(content).size == (20, 40)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert load_image(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no image"),
+        (b"just text", "no image"),
+        (file_of(Image.fromarray(noise(64, 64, 3)), "JPEG")[:1500], "cut short"),
+        (file_of(Image.fromarray(noise(64, 64, 3)))[:5000], "cut short"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_in_one_line(content, reason):
+    with pytest.raises(InputError, match=reason) as refusal:
+        load_image(content)
+    assert "\n" not in str(refusal.value)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    content = file_of(Image.new("L", (8000, 8000)))
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="8000 x 8000 pixels"):
+        load_image(content)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_image(tmp_path / "absent.png")

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from space.errors import InputError
+from space.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def predictor(small_model):
+    return Predictor(small_model)
+
+
+def test_probabilities_are_those_of_pipeline(predictor, small_model, small_phantom):
+    files = sorted((small_phantom / "images").iterdir())[:40]
+    ours = np.stack(list(predictor.stream(files)))
+    classify = pipeline("image-classification", model=str(small_model))
+    for file, probabilities in zip(files, ours, strict=True):
+        theirs = {answer["label"]: answer["score"] for answer in classify(str(file))}
+        assert np.allclose(probabilities, [theirs[label] for label in predictor.labels], atol=1e-4)
+
+
+def test_a_broken_file_in_between_moves_no_answer(predictor, small_phantom):
+    files = sorted((small_phantom / "images").iterdir())[:5]
+    whole = list(predictor.stream(files))
+    mixed = list(predictor.stream([*files[:2], b"no image", *files[2:]]))
+    assert isinstance(mixed.pop(2), InputError)
+    assert np.allclose(whole, mixed, atol=1e-6)
+
+
+def test_explaining_changes_no_probability(predictor):
+    images = [Image.new("RGB", (70, 50), colour) for colour in ("grey", "white")]
+    probabilities, maps = predictor.explain(images)
+    assert np.allclose(probabilities, predictor.probabilities(images), atol=1e-6)
+    assert maps.shape[:2] == (2, 2)
+
+
+def test_the_threshold_decides_between_two_classes_and_the_greatest_among_more(predictor):
+    predictor = object.__new__(Predictor)
+    predictor.threshold = 0.3
+    assert predictor.decide(np.array([[0.69, 0.31], [0.7, 0.3], [0.71, 0.29]])).tolist() == [1, 1, 0]
+    assert predictor.decide(np.array([[0.2, 0.35, 0.45], [0.5, 0.3, 0.2]])).tolist() == [2, 0]
+
+
+def test_what_is_no_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="found no image classifier") as refusal:
+        Predictor(tmp_path)
+    assert "\n" not in str(refusal.value)
