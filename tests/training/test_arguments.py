@@ -1,0 +1,77 @@
+import pytest
+
+from space.errors import InputError
+from tests.conftest import RECIPES
+from training.arguments import read_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        (tmp_path / "recipe.yaml").write_text(text)
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def test_the_command_line_wins_over_the_file(recipe):
+    file = recipe("data: here\nmodel_name_or_path: scratch:resnet-18\nlearning_rate: 1.0e-3\nsites: [A, B]\n")
+    data_args, model_args, training_args, in_force = read_recipe([file, "--learning_rate", "5e-4", "--image_size=96"])
+    assert data_args.sites == ["A", "B"]
+    assert model_args.image_size == 96
+    assert training_args.learning_rate == 5e-4
+    assert in_force["learning_rate"] == 5e-4
+    assert in_force["image_size"] == 96
+    assert in_force["data"] == "here"
+
+
+def test_the_recipe_in_force_read_again_is_the_same(tmp_path, recipe):
+    import yaml
+
+    first = read_recipe([str(RECIPES / "study.yaml"), "--data", "here"])
+    again = read_recipe([recipe(yaml.safe_dump(first[3]))])
+    assert again == first
+
+
+@pytest.mark.parametrize("name", ["phantom", "study", "default"])
+def test_every_recipe_can_be_read(name):
+    data_args, _, training_args, _ = read_recipe([str(RECIPES / f"{name}.yaml"), "--data", "here"])
+    assert data_args.data == "here"
+    assert training_args.load_best_model_at_end
+
+
+def test_the_study_is_what_was_published():
+    data_args, model_args, training_args, _ = read_recipe([str(RECIPES / "study.yaml"), "--data", "here"])
+    assert (model_args.model_name_or_path, model_args.freeze, model_args.image_size) == ("google/bit-50", "all", 150)
+    assert (data_args.split_by, data_args.balance, model_args.augment) == ("image", "undersample", "none")
+    assert (training_args.num_train_epochs, training_args.per_device_train_batch_size) == (70, 32)
+    assert (training_args.learning_rate, training_args.weight_decay) == (1e-4, 0)
+    assert training_args.lr_scheduler_type == "reduce_lr_on_plateau"
+    assert training_args.lr_scheduler_kwargs == {"mode": "min", "factor": 0.2, "patience": 1}
+    assert training_args.metric_for_best_model == "loss"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("lerning_rate: 1\n", [], "unknown key lerning_rate; did you mean learning_rate?"),
+        ("", ["--lerning_rate", "1"], "command line: unknown key lerning_rate; did you mean learning_rate?"),
+        ("learning_rate: fast\n", [], "invalid float value: 'fast'"),
+        ("balance: oversample\n", [], "argument --balance: invalid choice: 'oversample'"),
+        ("", [], "the following arguments are required: --data"),
+        ("- a\n- b\n", [], "found a list, expected lines of key: value"),
+        ("a: [\n", [], "no YAML that can be read"),
+        ("save_strategy: steps\n", ["--data", "x", "--model_name_or_path", "y"], "requires the save and eval strategy"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_in_one_line(recipe, text, arguments, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        read_recipe([recipe(text), *arguments])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="absent.yaml: no such recipe"):
+        read_recipe(["absent.yaml"])
+    with pytest.raises(InputError, match="found no recipe"):
+        read_recipe([])

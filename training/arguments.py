@@ -1,0 +1,153 @@
+"""What a recipe may say, and how it is read: YAML first, then --key value from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from space.errors import InputError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how they are balanced and split."""
+
+    data: str = field(metadata={"help": "DATA: an image folder (class folders, or metadata.csv), or phantom"})
+    labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "the classes, the positive one last; by default normal, then the others by name"},
+    )
+    sites: list[str] | None = field(
+        default=None, metadata={"help": "train on these sites only; the images of all others become the external set"}
+    )
+    external: str | None = field(default=None, metadata={"help": "DATA from elsewhere, measured beside the test part"})
+    balance: Literal["none", "undersample", "class_weight"] = field(
+        default="none",
+        metadata={"help": "undersample: as many images of each class as of the rarest; class_weight: weigh the loss"},
+    )
+    per_class: int | None = field(default=None, metadata={"help": "undersample: at most this many images of a class"})
+    split_by: Literal["group", "image"] = field(
+        default="group", metadata={"help": "what stays in one part; image lets frames of one clip into several parts"}
+    )
+    validation_share: float = field(default=0.2, metadata={"help": "share of the images that choose the checkpoint"})
+    test_share: float = field(default=0.16, metadata={"help": "share of the images that measure the model"})
+    split_seed: int = field(default=0, metadata={"help": "decides which images are left out and which part one is in"})
+
+
+@dataclass
+class ModelArguments:
+    """Which network, and what it sees."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "base: a Hub id, a local folder, or scratch:NAME for a random start, such as scratch:resnet-18"
+        }
+    )
+    image_size: int = field(default=224, metadata={"help": "images are scaled to this many pixels a side, uncropped"})
+    freeze: Literal["none", "all"] = field(default="none", metadata={"help": "all: train the head only"})
+    augment: Literal["none", "light"] = field(
+        default="none", metadata={"help": "light: mirroring, small turns, shifts and zooms, gain, contrast and gamma"}
+    )
+    threshold: float = field(
+        default=0.5, metadata={"help": "least probability of the positive class that is called positive"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the model folder if it exists"})
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own; output_dir is the model folder to make. Only what every recipe wants otherwise is here."""
+
+    output_dir: str = field(default="models/new", metadata={"help": "the model folder to make"})
+    eval_strategy: str = field(default="epoch", metadata={"help": "when to measure on the validation part"})
+    logging_strategy: str = field(default="epoch", metadata={"help": "when to log the loss"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when to write a checkpoint"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "how many checkpoints stay, besides the best"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
+    metric_for_best_model: str | None = field(
+        default="loss", metadata={"help": "what is best on validation: loss, auc"}
+    )
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "leave out the progress bars"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "stays false: images are decoded on access"})
+
+
+class RecipeParser(HfArgumentParser):
+    """HfArgumentParser with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see chest-opacity train --help")
+
+
+def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArguments, TrainingArguments, dict]:
+    """Parse `recipe.yaml [--key value ...]`; a key on the command line wins over the file.
+
+    Also returns the recipe in force: all of the project's own keys, and those of transformers' that were given.
+    Raises InputError on a missing or malformed file, an unknown key and an unfit value.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    types = (DataArguments, ModelArguments, TrainingArguments)
+    parser = RecipeParser(
+        types,
+        prog="chest-opacity train",
+        usage="chest-opacity train recipe.yaml [--key value ...]",
+        description="Make a model folder. The recipe is a YAML file of the keys below; those given here win.",
+        allow_abbrev=False,
+    )
+    file, overrides = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    if file is None and not {"-h", "--help"} & set(overrides):
+        raise InputError("found no recipe, expected chest-opacity train recipe.yaml [--key value ...]")
+    recipe = _read_yaml(Path(file)) if file else {}
+    known = {f.name for t in types for f in dataclasses.fields(t) if f.init}
+    given = list(recipe) + [o[2:].split("=")[0].replace("-", "_") for o in overrides if o.startswith("--")]
+    for key in given:
+        if key not in known | {"help"}:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "chest-opacity train --help lists them all"
+            raise InputError(f"{file if key in recipe else 'command line'}: unknown key {key}; {hint}")
+    tokens = [token for key, value in recipe.items() for token in _tokens(key, value)]
+    try:
+        data_args, model_args, training_args = parser.parse_args_into_dataclasses(tokens + overrides)
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: {reason}") from None
+    used = training_args.to_dict()
+    in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
+    del in_force["overwrite"]  # says nothing of the model
+    return data_args, model_args, training_args, in_force | {key: used[key] for key in given if key in used}
+
+
+def _read_yaml(file: Path) -> dict:
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such recipe; {RECIPES} holds {', '.join(sorted(p.name for p in RECIPES.iterdir()))}"
+        )
+    try:
+        recipe = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no YAML that can be read: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{file}: found a {type(recipe).__name__}, expected lines of key: value")
+    return recipe
+
+
+def _tokens(key: str, value) -> list[str]:
+    """A key and its YAML value as they would stand on the command line, so that both are checked alike."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+    return [f"--{key}={text}"]

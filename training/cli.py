@@ -1,0 +1,54 @@
+"""chest-opacity VERB ...: the same as python -m training.VERB ..."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from space.errors import InputError
+
+VERBS = {
+    "data": "write the phantom, or any DATA, as a folder: images/, metadata.csv, masks/",
+    "train": "make a model folder from a recipe",
+    "evaluate": "measure a model folder on DATA, with intervals; the card anew",
+    "predict": "classify image files and folders into a CSV file",
+    "demo": "serve the page for a model folder on this machine",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others, and whose --help shows the defaults."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
+    """Run a verb's main and leave: 0, or 1 after one line on standard error when the input was bad."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        main(argv)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    sys.exit(0)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    usage = "chest-opacity VERB ...\n\n" + "\n".join(f"  {verb:10}{line}" for verb, line in VERBS.items())
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb in {"-h", "--help"}:
+        print(f"usage: {usage}\n\nchest-opacity VERB --help tells more.")
+        sys.exit(0)
+    if verb not in VERBS:
+        sys.exit(f"error: unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
+    run(importlib.import_module(f"training.{verb}").main, rest)

@@ -1,0 +1,58 @@
+"""Outputs that are complete or absent: written beside their final name, renamed when they are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from space.errors import InputError
+
+
+def refuse_existing(path: Path, remedy: str) -> None:
+    """Raise InputError when there is something at `path` already (an empty folder does not count)."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise InputError(f"{path} exists; {remedy}")
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield the name of a folder to make; it becomes `final` at the end, or is removed when anything is raised."""
+    with _writing(final) as work:
+        try:
+            yield work
+            move_into_place(work, final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """Yield the name of a file to write; it replaces `final` at the end, or is removed when anything is raised."""
+    with _writing(final) as work:
+        try:
+            yield work
+            os.replace(work, final)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(final: Path) -> Iterator[Path]:
+    """The hidden name beside `final` under which it is made; what the system says against it becomes one line."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield final.with_name(f".{final.name}.{os.getpid()}.unfinished")
+    except OSError as error:
+        raise InputError(f"cannot write {final}: {error}") from error
+
+
+def move_into_place(work: Path, final: Path) -> None:
+    """Give a finished folder its final name; an empty folder that has the name already is replaced."""
+    if final.is_dir() and not any(final.iterdir()):
+        final.rmdir()
+    os.replace(work, final)
