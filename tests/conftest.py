@@ -1,0 +1,88 @@
+"""What the tests share: no network, a cache of their own, a small phantom, a small model, and one whole demo."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CACHE = tempfile.mkdtemp(prefix="chest-opacity-tests-")
+os.environ |= {
+    "HF_HOME": CACHE,
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_TEMP_DIR": f"{CACHE}/gradio",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}
+
+import pytest
+
+from training import train
+from training.phantom import write_phantom
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "training" / "recipes"
+# A network and a fit that are small enough for tests, whatever the recipe.
+SMALL = ["--model_name_or_path", "scratch:resnet-10-thin", "--image_size", "64", "--num_train_epochs", "2"]
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def small_phantom(tmp_path_factory) -> Path:
+    """The phantom at an eighth of its size, as a folder."""
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(folder, scale=0.125)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(small_phantom, tmp_path_factory) -> Path:
+    """A model folder trained for two epochs on the small phantom. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    train.main([str(RECIPES / "phantom.yaml"), "--data", str(small_phantom), "--output_dir", str(folder), *SMALL])
+    return folder
+
+
+class Demo:
+    """`chest-opacity demo` in a folder of its own, run until it serves the page."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with open(folder / "errors.txt", "w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "training.demo"],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.output = ""
+        for line in self.process.stdout:
+            self.output += line
+            if line.startswith("page: "):
+                break
+        assert "page: " in self.output, (folder / "errors.txt").read_text()
+        self.url = self.output.rpartition("page: ")[2].strip()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The whole way on the full phantom, up to the served page."""
+    demo = Demo(tmp_path_factory.mktemp("demo"))
+    yield demo
+    demo.stop()
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo) -> Path:
+    return demo.folder / "models" / "phantom"

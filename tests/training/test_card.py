@@ -1,0 +1,41 @@
+import json
+import re
+
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+
+
+def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
+    data = metadata_load(small_model / "README.md")
+    assert data["pipeline_tag"] == "image-classification"
+    assert data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0"
+    assert "synthetic" in data["tags"]
+    assert "base_model" not in data  # a random start has none
+    card = ModelCard.load(small_model / "README.md")
+    for name in ("test", "external"):
+        evaluation = json.loads((small_model / "eval" / f"{name}.json").read_text())
+        told = {r.metric_type: r.metric_value for r in card.data.eval_results if r.dataset_split == name}
+        assert told["roc_auc"] == round(evaluation["roc_auc"], 4)
+        assert told["accuracy"] == round(evaluation["accuracy"], 4)
+
+
+def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):
+    text = ModelCard.load(small_model / "README.md").text
+    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    pattern = (
+        r"# small\n.*not a medical device.*synthetic.*"
+        r"## Figures\n.*\| \| test \(A\) \| external \(B\) \|\n\|---\|---\|---\|\n"
+        r"\| images \(groups\) \| \d+ \(\d+\) \| 28 \(\d+\) \|\n"
+        rf"\| accuracy \| {number} \| {number} \|\n.*\| AUC \| {number} \| {number} \|\n.*\| F1 macro \| {number} .*"
+        r"!\[confusion matrix of test\]\(eval/test_confusion.png\).*"
+        r"## Limits\n.*## Data\n.*\| train \| \d+ \| \d+ \| \d+ \|\n\| validation .*\n\| test .*Sites: A\..*"
+        r"## Use\n.*## Training\n\n2 epochs, best checkpoint: epoch [12] by loss.*seed 42.*torch 2\..*split_by: group"
+    )
+    assert re.search(pattern, text, re.DOTALL)
+
+
+def test_every_picture_in_the_card_is_in_the_folder(small_model):
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (small_model / "README.md").read_text())
+    assert len(pictures) == 6
+    assert all((small_model / picture).is_file() for picture in pictures)

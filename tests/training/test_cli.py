@@ -1,0 +1,82 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from space.errors import InputError
+from tests.conftest import RECIPES
+from training import cli, train
+from training.outputs import new_file, new_folder
+
+SCRIPT = Path(sys.executable).parent / "chest-opacity"
+
+
+def call(*arguments, **settings):
+    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, **settings)
+
+
+def test_help_lists_every_verb():
+    told = call("--help")
+    assert told.returncode == 0
+    assert all(verb in told.stdout for verb in cli.VERBS)
+
+
+def test_an_unknown_verb_is_one_line():
+    told = call("trian")
+    assert told.returncode == 1
+    assert told.stderr.strip() == "error: unknown verb 'trian'; expected one of " + ", ".join(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_defaults(verb):
+    told = call(verb, "--help")
+    assert told.returncode == 0
+    assert f"chest-opacity {verb}" in told.stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_1_and_leaves_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    told = call("train", str(RECIPES / "phantom.yaml"), "--data", "empty", "--sites", "A", cwd=tmp_path)
+    assert told.returncode == 1
+    assert told.stderr.strip() == "error: empty: found no images; expected a folder for each class, or metadata.csv"
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_an_interrupt_is_one_word():
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="stopped"):
+        cli.run(interrupted, [])
+
+
+def test_a_verb_s_error_reaches_the_shell_in_one_line():
+    with pytest.raises(SystemExit, match="^error: nope.yaml: no such recipe"):
+        cli.run(train.main, ["nope.yaml"])
+
+
+@pytest.mark.parametrize("make", [new_folder, new_file])
+def test_what_fails_half_way_leaves_nothing(make, tmp_path):
+    def write(path: Path):
+        if make is new_folder:
+            path.mkdir()
+            path = path / "file"
+        path.write_text("half")
+
+    with pytest.raises(RuntimeError), make(tmp_path / "out") as work:
+        write(work)
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with make(tmp_path / "out") as work:
+        write(work)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="cannot write .*No space left on device"), new_file(tmp_path / "out") as work:
+        with open("/dev/full", "w") as full:
+            full.write("x" * 100_000)
+        work.write_text("never reached")
+    assert os.listdir(tmp_path) == []

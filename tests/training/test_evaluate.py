@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from space.errors import InputError
+from training import evaluate
+
+NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
+
+
+@pytest.fixture
+def model(small_model, tmp_path):
+    return shutil.copytree(small_model, tmp_path / "model")
+
+
+def test_the_file_holds_every_number_with_an_interval(model, small_phantom, capsys):
+    evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "site_b"])
+    result = json.loads((model / "eval" / "site_b.json").read_text())
+    assert (result["n"], result["labels"], result["threshold"]) == (28, ["normal", "sick"], 0.5)
+    assert np.sum(result["confusion_matrix"]) == 28
+    assert set(NUMBERS) <= set(result)
+    assert set(result["ci95"]) == set(NUMBERS)
+    for name in set(NUMBERS) - {"f1"}:
+        low, high = result["ci95"][name]
+        assert 0 <= low <= high <= 1
+    assert set(result["f1"]) == set(result["ci95"]["f1"]) == {"normal", "sick", "macro"}
+    assert "site_b" in (model / "README.md").read_text()
+    printed = capsys.readouterr().out
+    assert "macro avg" in printed
+    assert "called sick" in printed
+
+
+def test_a_row_for_each_image_agrees_with_the_numbers(model, small_phantom):
+    evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "b"])
+    table = pd.read_csv(model / "eval" / "b.csv")
+    result = json.loads((model / "eval" / "b.json").read_text())
+    assert len(table) == result["n"]
+    assert (table["label"] == table["prediction"]).mean() == pytest.approx(result["accuracy"])
+    assert ((table["probability_sick"] >= 0.5) == (table["prediction"] == "sick")).all()
+    assert np.allclose(table["probability_normal"] + table["probability_sick"], 1, atol=2e-6)
+    assert table["group"].nunique() == result["groups"]
+
+
+def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom):
+    before = {name: (model / "eval" / name).read_bytes() for name in ("test.json", "test.csv", "test_roc.png")}
+    evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
+    assert before == {name: (model / "eval" / name).read_bytes() for name in before}
+
+
+def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, capsys):
+    evaluate.main([str(model), "--data", str(small_phantom), "--name", "all"])
+    result = json.loads((model / "eval" / "all.json").read_text())
+    trained = (pd.read_csv(model / "split.csv")["split"] == "train").sum()
+    assert result["seen_in_training"] == trained > 0
+    assert f"warning: {trained} of these {result['n']} images were trained on" in capsys.readouterr().out
+    assert f"**all: {trained} of {result['n']} images were trained on" in (model / "README.md").read_text()
+    assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
+
+
+def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom, tmp_path):
+    table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
+    normal = tmp_path / "normal_only"
+    shutil.copytree(small_phantom / "images", normal / "images")
+    table[table["label"] == "normal"].to_csv(normal / "metadata.csv", index=False)
+    evaluate.main([str(model), "--data", str(normal), "--name", "normal"])
+    result = json.loads((model / "eval" / "normal.json").read_text())
+    assert result["roc_auc"] is None
+    assert 0 <= result["specificity"] <= 1
+    assert not (model / "eval" / "normal_roc.png").exists()
+    assert "not defined" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "x", "--sites", "Z"], "found no labelled images at Z; the sites are A, B"),
+        (["--name", "../x"], "expected letters, digits"),
+        (["--name", "training"], "and not training"),
+        ([], "the following arguments are required: --name"),
+    ],
+)
+def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.main([str(model), "--data", str(small_phantom), *arguments])
+
+
+def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):
+    with pytest.raises(InputError, match="found no model folder"):
+        evaluate.main([str(tmp_path), "--data", str(small_phantom), "--name", "x"])
+
+
+def test_data_with_other_classes_is_refused(model, small_phantom, tmp_path):
+    shutil.copytree(small_phantom / "images", tmp_path / "other" / "covid")
+    with pytest.raises(InputError, match="found the classes covid; expected only normal, sick"):
+        evaluate.main([str(model), "--data", str(tmp_path / "other"), "--name", "x"])

@@ -1,0 +1,119 @@
+import evaluate
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from training.evaluate import METRIC, load_metric
+from training.metric.metric import bootstrap
+
+
+def case(seed: int = 0, n: int = 120, classes: int = 2, groups: int = 25):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, n)
+    logits = rng.normal(0, 1, (n, classes)) + 1.2 * np.eye(classes)[truth]
+    logits = logits.round(1)  # so that some scores are equal
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return probabilities, truth, rng.integers(0, groups, n)
+
+
+def compute(probabilities, truth, **settings):
+    return load_metric().compute(predictions=probabilities, references=truth, **settings)
+
+
+def test_it_loads_by_path_and_takes_batches():
+    probabilities, truth, _ = case()
+    metric = evaluate.load(str(METRIC))
+    for start in range(0, 120, 50):
+        metric.add_batch(predictions=probabilities[start : start + 50], references=truth[start : start + 50])
+    assert metric.compute() == compute(probabilities, truth)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_the_numbers_are_those_of_scikit_learn(threshold):
+    probabilities, truth, _ = case()
+    score, decided = probabilities[:, 1], (probabilities[:, 1] >= threshold).astype(int)
+    result = compute(probabilities, truth, labels=["normal", "sick"], threshold=threshold, draws=0)
+    assert result["confusion_matrix"] == metrics.confusion_matrix(truth, decided).tolist()
+    expected = {
+        "n": 120,
+        "threshold": threshold,
+        "accuracy": metrics.accuracy_score(truth, decided),
+        "balanced_accuracy": metrics.balanced_accuracy_score(truth, decided),
+        "roc_auc": metrics.roc_auc_score(truth, score),
+        "sensitivity": metrics.recall_score(truth, decided),
+        "specificity": metrics.recall_score(truth, decided, pos_label=0),
+        "precision": metrics.precision_score(truth, decided),
+        "brier": metrics.brier_score_loss(truth, score),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+    assert result["f1"] == pytest.approx(
+        {
+            "normal": metrics.f1_score(truth, decided, pos_label=0),
+            "sick": metrics.f1_score(truth, decided),
+            "macro": metrics.f1_score(truth, decided, average="macro"),
+        }
+    )
+
+
+def test_three_classes():
+    probabilities, truth, _ = case(classes=3)
+    result = compute(probabilities, truth, draws=50)
+    assert result["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, probabilities, multi_class="ovr"))
+    assert result["accuracy"] == pytest.approx(metrics.accuracy_score(truth, probabilities.argmax(1)))
+    assert result["sensitivity"] == pytest.approx(metrics.recall_score(truth == 2, probabilities.argmax(1) == 2))
+    assert set(result["f1"]) == {"0", "1", "2", "macro"}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_bootstrap_equals_one_that_resamples_the_images(classes):
+    probabilities, truth, groups = case(classes=classes)
+    decided = probabilities.argmax(1)
+    fast = bootstrap(probabilities, truth, decided, groups, draws=40, seed=7)
+    drawn = np.random.default_rng(7).integers(0, groups.max() + 1, (40, groups.max() + 1))
+    for draw, chosen in enumerate(drawn):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in chosen])
+        t, d, p = truth[rows], decided[rows], probabilities[rows]
+        last = classes - 1
+        auc = metrics.roc_auc_score(t, p[:, 1]) if classes == 2 else metrics.roc_auc_score(t, p, multi_class="ovr")
+        squared = ((p - np.eye(classes)[t]) ** 2).sum(1).mean() / (2 if classes == 2 else 1)
+        assert fast["roc_auc"][draw] == pytest.approx(auc, abs=1e-6)
+        assert fast["accuracy"][draw] == pytest.approx(metrics.accuracy_score(t, d))
+        assert fast["balanced_accuracy"][draw] == pytest.approx(metrics.balanced_accuracy_score(t, d))
+        assert fast["sensitivity"][draw] == pytest.approx(metrics.recall_score(t == last, d == last))
+        assert fast["specificity"][draw] == pytest.approx(metrics.recall_score(t != last, d != last))
+        assert fast["precision"][draw] == pytest.approx(metrics.precision_score(t == last, d == last))
+        assert fast["f1"][draw].mean() == pytest.approx(metrics.f1_score(t, d, average="macro"))
+        assert fast["brier"][draw] == pytest.approx(squared)
+
+
+def test_intervals_hold_the_value_and_are_wider_over_groups_than_over_images():
+    probabilities, truth, _ = case(n=400)
+    tight = compute(probabilities[:200].repeat(2, 0), truth[:200].repeat(2, 0))
+    wide = compute(probabilities[:200].repeat(2, 0), truth[:200].repeat(2, 0), groups=np.arange(200).repeat(2))
+    for name, (low, high) in ((name, wide["ci95"][name]) for name in ("accuracy", "roc_auc", "sensitivity", "brier")):
+        assert low <= wide[name] <= high
+        assert high - low > 1.2 * (tight["ci95"][name][1] - tight["ci95"][name][0])
+    assert wide["groups"] == 200
+
+
+def test_one_seed_gives_one_interval():
+    probabilities, truth, groups = case()
+    assert compute(probabilities, truth, groups=groups) == compute(probabilities, truth, groups=groups)
+
+
+def test_images_of_one_class_give_what_can_be_given():
+    probabilities, truth, _ = case()
+    result = compute(probabilities[truth == 0], truth[truth == 0], labels=["normal", "sick"])
+    assert result["specificity"] == result["accuracy"] > 0.5
+    for name in ("roc_auc", "balanced_accuracy", "sensitivity"):
+        assert result[name] is None
+        assert result["ci95"][name] is None
+
+
+def test_calibration_error_of_a_worked_example():
+    # Half of the images are said to be sick at 0.9, of which 70 % are, and half at 0.6, of which 60 % are.
+    score = np.repeat([0.9, 0.6], 5000)
+    truth = (
+        np.tile([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], 500).tolist() + np.tile([1, 1, 1, 1, 1, 1, 0, 0, 0, 0], 500).tolist()
+    )
+    assert compute(np.c_[1 - score, score], truth, draws=0)["ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.0)

@@ -1,0 +1,59 @@
+"""The verb demo: the page on this machine; with no model, the whole way on the phantom first.
+
+chest-opacity demo
+chest-opacity demo models/default
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+
+import numpy as np
+
+import space
+from training.cli import Parser, run
+
+PHANTOM_MODEL = Path("models/phantom")
+
+
+def make_phantom_model(folder: Path) -> None:
+    """Train on the phantom, evaluate at home and away, predict the unknown images: the study from end to end."""
+    # Slow to import, and not needed when the model is there.
+    from space.predictor import Predictor
+    from training import predict, train
+    from training.arguments import RECIPES
+    from training.data import UNLABELLED, load_data, phantom_folder
+
+    train.main([str(RECIPES / "phantom.yaml"), "--output_dir", str(folder)])
+    rows = load_data("phantom")
+    rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) == UNLABELLED))
+    inputs = [
+        predict.Input(path, phantom_folder() / path, group)
+        for path, group in zip(rows["path"], rows["group"], strict=True)
+    ]
+    predicted = predict.write_predictions(Predictor(folder), inputs, folder / "eval" / "unknown.csv")
+    print(f"\nunknown images\n{predict.summary(predicted)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="chest-opacity demo", description="Serve the page on this machine.")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help=f"a model folder or Hub id; without one {PHANTOM_MODEL}, which is made first when it is not there",
+    )
+    parser.add_argument("--share", action="store_true", help="give the page a public address too, for some days")
+    args = parser.parse_args(argv)
+    if args.model is None and not PHANTOM_MODEL.exists():
+        make_phantom_model(PHANTOM_MODEL)
+    os.environ["MODEL_ID"] = str(args.model or PHANTOM_MODEL)
+    if args.share:
+        os.environ["GRADIO_SHARE"] = "True"
+    runpy.run_path(str(Path(space.__file__).parent / "app.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    run(main)
