@@ -61,6 +61,21 @@ def load_parts(args: DataArguments) -> tuple[DatasetDict, Dataset]:
     return DatasetDict(parts), home
 
 
+def leak_warning(rows: Dataset, split_by: str) -> str | None:
+    """What may let frames of one patient or clip into two parts of the split of these rows; None if nothing known."""
+    if split_by == "image":
+        return (
+            "split by image: frames of one patient or clip may stand in train and test, so the figures of the test "
+            "part can be far too good; split_by: group keeps them together"
+        )
+    if list(rows["group"]) == list(rows["path"]):
+        return (
+            "no groups are known, so each image counts as a patient of its own; if some are of one patient or clip, "
+            "name it in the column group of metadata.csv or by a folder inside the class folder"
+        )
+    return None
+
+
 def undersample(paths: Sequence[str], labels: Sequence[int], most: int | None = None, seed: int = 0) -> list[int]:
     """Indices, in order, of as many images of each class as the rarest has, and of `most` at the most."""
     wanted = min(Counter(labels).values())

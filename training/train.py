@@ -35,7 +35,7 @@ from training.data import check_images
 from training.evaluate import TRAINING, load_metric, measure, report
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
-from training.split import PARTS, load_parts
+from training.split import PARTS, leak_warning, load_parts
 from training.tables import class_counts
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
@@ -60,6 +60,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     balanced = concatenate_datasets([parts[part] for part in PARTS])
     say(f"images of each class\n{class_counts({'before balancing': home, 'after balancing': balanced})}\n")
     say(f"split by {data_args.split_by}\n{class_counts(parts)}\n")
+    if leak := leak_warning(balanced, data_args.split_by):
+        say(f"warning: {leak}\n")
 
     set_seed(training_args.seed)
     model, processor = load_base(model_args, home.features["label"].names)

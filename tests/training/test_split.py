@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.split import PARTS, assign_parts, load_parts, undersample
+from training.data import load_data
+from training.split import PARTS, assign_parts, leak_warning, load_parts, undersample
 
 SHARES = {"validation": 0.2, "test": 0.16}
 
@@ -84,6 +86,15 @@ def test_undersampling_drops_the_same_images_when_one_is_added():
     kept = {paths[index] for index in undersample(paths, labels)}
     more = undersample([*paths, "new"], [*labels, 0])
     assert len(kept ^ {[*paths, "new"][index] for index in more}) <= 2
+
+
+def test_what_can_leak_is_said(small_phantom, tmp_path):
+    rows = load_data(small_phantom)
+    assert leak_warning(rows, "group") is None
+    assert "may stand in train and test" in leak_warning(rows, "image")
+    for label in ("normal", "sick"):
+        shutil.copytree(small_phantom / "masks", tmp_path / label)
+    assert "no groups are known" in leak_warning(load_data(tmp_path), "group")
 
 
 @pytest.mark.parametrize("split_by", ["group", "image"])
