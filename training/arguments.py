@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -78,6 +80,13 @@ class TrainingArguments(transformers.TrainingArguments):
     metric_for_best_model: str | None = field(
         default="loss", metadata={"help": "what is best on validation: loss, auc"}
     )
+    use_cpu: bool = field(
+        default=not torch.accelerator.is_available(),
+        metadata={"help": "train on the processor even if there is a GPU"},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "several processes: search each step"}
+    )
     disable_tqdm: bool | None = field(default=False, metadata={"help": "leave out the progress bars"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "stays false: images are decoded on access"})
 
@@ -123,6 +132,9 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if training_args.world_size != asked:
+        raise InputError(f"{asked} processes were launched but {training_args.world_size} would train; see --use_cpu")
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model

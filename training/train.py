@@ -80,7 +80,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     )
     trainer.remove_callback(PrinterCallback if training_args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochTable())
-    say(f"training {model_args.model_name_or_path} on {training_args.device}, {training_args.world_size} process(es)")
+    where = f"{training_args.device.type}, {training_args.world_size} process(es)"
+    say(f"training {model_args.model_name_or_path} on {where}")
     trainer.train(resume_from_checkpoint=_last_checkpoint(work / "checkpoints"))
     history = _history(trainer, final.name, home, balanced)
     if is_main:
@@ -221,7 +222,7 @@ def _history(trainer: Trainer, name: str, home: Dataset, balanced: Dataset) -> d
         "epochs": rows,
         "seed": args.seed,
         "processes": args.world_size,
-        "device": str(args.device),
+        "device": args.device.type,
         "versions": {package: version(package) for package in PACKAGES},
     }
 

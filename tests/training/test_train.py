@@ -173,3 +173,24 @@ def test_accelerate_launch_trains(small_phantom, tmp_path):
     assert launched.returncode == 0, launched.stderr
     assert "1 process(es)" in launched.stdout
     assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_two_processes_train_one_model_and_a_launch_that_got_fewer_stops(small_phantom, tmp_path):
+    def launch(*settings):
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            + ["-m", "training.train", PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m")]
+            + [*SMALL, "--num_train_epochs", "1", *settings],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    stopped = launch("--use_cpu", "false")  # with no GPU, transformers then trains two models in one place
+    assert stopped.returncode != 0
+    assert "error: 2 processes were launched but 1 would train" in stopped.stderr
+    assert os.listdir(tmp_path) == []
+    launched = launch()
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("on cpu, 2 process(es)") == 1
+    assert json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["processes"] == 2
