@@ -1,5 +1,14 @@
-"""The one error that is shown to people as it is."""
+"""The error that is shown to people as it is, and the limit that protects from the largest of pictures."""
+
+MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
 
 
 class InputError(ValueError):
     """What was found, what was expected and what to do, in one line; verbs print it and exit with 1."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise InputError when an image of this size is too large to be decoded."""
+    if width * height > MOST_PIXELS:
+        most = MOST_PIXELS // 1_000_000
+        raise InputError(f"the image has {width} x {height} pixels, expected {most} million at the most: scale it down")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from space.errors import InputError
+from space.dicom import DicomFile, is_dicom
+from space.errors import InputError, check_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
 
 
 def load_image(source: str | Path | bytes | dict) -> Image.Image:
@@ -20,23 +20,21 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
 
     source is a path, the bytes of a file, or the {"path", "bytes"} of an undecoded `datasets` image. The EXIF
     orientation is applied; more than 8 bits are scaled by the range that the image uses, where Pillow's own conversion
-    would clip them to white; of an animation the first frame is taken. For 8-bit images the pixels are those that
-    transformers' pipeline() sees.
+    would clip them to white; of an animation or a DICOM file the first frame is taken. For 8-bit images the pixels are
+    those that transformers' pipeline() sees.
 
-    Raises InputError, without the path, when it is no image, is cut short, or has more than MOST_PIXELS.
+    Raises InputError, without the path, when it is no image, is cut short, or is too large.
     """
     if isinstance(source, dict):
         source = source["bytes"] if source["bytes"] is not None else source["path"]
+    source = source if isinstance(source, bytes) else Path(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large or odd files: they are judged below
+            if is_dicom(source):
+                return DicomFile(source).frame(0)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                width, height = image.size
-                if width * height > MOST_PIXELS:
-                    raise InputError(
-                        f"the image has {width} x {height} pixels, expected {MOST_PIXELS // 1_000_000} million at "
-                        "the most: scale it down"
-                    )
+                check_size(*image.size)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except InputError:
@@ -45,7 +43,7 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
         raise InputError("the file does not exist") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = "it is cut short" if "truncated" in str(error).lower() else "it is no image that can be read"
-        raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP or WebP file") from None
+        raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP, WebP or DICOM file") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -113,17 +113,18 @@ def test_the_folder_alone_serves_under_any_name(small_model, tmp_path):
     assert not list(folder.glob("*.pyi"))
 
 
-def test_a_missing_model_is_one_line(tmp_path):
-    for environment, message in (({}, "MODEL_ID is not set"), ({"MODEL_ID": str(tmp_path)}, "no image classifier")):
-        ran = subprocess.run(
-            [sys.executable, str(ROOT / "space" / "app.py")],
-            env={name: value for name, value in os.environ.items() if name != "MODEL_ID"} | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 1
-        assert message in ran.stderr
-        assert "Traceback" not in ran.stderr
+@pytest.mark.parametrize(("model", "message"), [(None, "MODEL_ID is not set"), ("FOLDER", "no image classifier")])
+def test_a_missing_model_is_one_line(tmp_path, model, message):
+    named = {"MODEL_ID": str(tmp_path)} if model else {}
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "space" / "app.py")],
+        env={name: value for name, value in os.environ.items() if name != "MODEL_ID"} | named,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_the_space_s_requirements_are_the_versions_that_were_measured():

@@ -1,0 +1,63 @@
+"""Clips (mp4, avi, mov, gif, mpeg) as evenly spaced frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from space.errors import InputError
+
+SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
+DECODED_WHOLE = 2_000  # frames; of longer clips only what is near the wanted frames is decoded
+
+
+def import_av():
+    """PyAV, which is needed for clips alone. Raises InputError when it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError("reading clips needs PyAV: pip install av") from None
+    return av
+
+
+def read_clip(path: Path, count: int) -> list[tuple[int, Image.Image]]:
+    """At most `count` evenly spaced frames, first and last included, as (number in the clip, RGB image).
+
+    Raises InputError when the file is no clip that can be read, or PyAV is not installed.
+    """
+    av = import_av()
+    try:
+        with av.open(str(path)) as container:
+            total = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+        wanted = np.unique(np.linspace(0, max(total - 1, 0), count).round().astype(int)).tolist()
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            frames = _walk(container, stream, wanted) if total <= DECODED_WHOLE else _jump(container, stream, wanted)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise InputError(f"it is no clip that can be read ({' '.join(str(error).split())[:200]})") from None
+    if not frames:
+        raise InputError("the clip holds no frame that can be read")
+    return frames
+
+
+def _walk(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
+    numbers = set(wanted)
+    return [(n, frame.to_image()) for n, frame in enumerate(container.decode(stream)) if n in numbers]
+
+
+def _jump(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
+    found, seconds_a_frame = [], 1 / float(stream.average_rate)
+    start = float((stream.start_time or 0) * stream.time_base)
+    for number in wanted:
+        time = start + number * seconds_a_frame
+        container.seek(int(time / stream.time_base), stream=stream)
+        frame = None
+        for frame in container.decode(stream):
+            if frame.time is None or frame.time >= time - seconds_a_frame / 2:
+                break
+        if frame is not None:
+            found.append((number, frame.to_image()))
+    return found

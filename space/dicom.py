@@ -1,0 +1,116 @@
+"""DICOM files as 8-bit pictures; of everything else they hold, two tags are read and none is kept."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from space.errors import InputError, check_size
+
+SUFFIXES = frozenset({".dcm", ".dicom"})
+OTHERS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})  # not worth opening
+MARK = b"DICM"
+FAULTS = (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError, EOFError)
+
+
+def is_dicom(source: Path | bytes) -> bool:
+    """Whether it is a DICOM file: by its suffix, or by the mark after the first 128 bytes."""
+    if isinstance(source, bytes):
+        return source[128:132] == MARK
+    if source.suffix.lower() in SUFFIXES:
+        return True
+    if source.suffix.lower() in OTHERS or source.name == "DICOMDIR":
+        return False
+    with open(source, "rb") as file:  # scanners write trees of files named IM0001 or 1.2.840.113
+        return file.read(132)[128:] == MARK
+
+
+class DicomFile:
+    """A DICOM file's frames, its patient's id and whether text is burned into the pixels ("yes", "no", "" unknown)."""
+
+    def __init__(self, source: Path | bytes):
+        """Read the header. Raises InputError when it is no DICOM file with pixels, or pydicom is not installed."""
+        try:
+            import pydicom
+        except ImportError:
+            raise InputError("reading DICOM needs pydicom: pip install pydicom") from None
+        try:
+            data = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, force=True)
+            self._data = data
+            if "PixelData" not in data:
+                raise InputError("the DICOM file holds no picture: give one with pixels")
+            check_size(int(data.Columns), int(data.Rows))
+            self.patient = str(data.get("PatientID", "") or "")
+            self.burned_in = str(data.get("BurnedInAnnotation", "") or "").lower()
+            self.frames = int(data.get("NumberOfFrames", 1) or 1)
+        except InputError:
+            raise
+        except FAULTS as error:
+            raise InputError(f"it is no DICOM file that can be read ({_reason(error)})") from None
+
+    def frame(self, index: int = 0) -> Image.Image:
+        """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over.
+
+        Without a window 8 bits stay as they are, and more are scaled by the range that the frame uses.
+        """
+        from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+
+        try:
+            values = pixel_array(self._data, index=index)
+            kind = self._data.PhotometricInterpretation
+            if kind == "PALETTE COLOR":
+                return _to_image(_by_range(apply_color_lut(values, self._data)))
+            if values.ndim == 3:
+                return _to_image(values if values.dtype == np.uint8 else _by_range(values))
+            values = apply_modality_lut(self._without_unused_bits(values), self._data)
+            grey = self._windowed(values.astype(np.float64))
+        except FAULTS as error:
+            if "missing dependencies" in str(error):
+                name = self._data.file_meta.TransferSyntaxUID.name
+                raise InputError(f"no decoder for {name} is installed: pip install pylibjpeg[libjpeg]") from None
+            raise InputError(f"the DICOM file's picture cannot be decoded ({_reason(error)})") from None
+        return _to_image(255 - grey if kind == "MONOCHROME1" else grey)
+
+    def _without_unused_bits(self, values: np.ndarray) -> np.ndarray:
+        """Drop the bits above BitsStored, where old files keep overlays."""
+        stored, signed = self._data.BitsStored, self._data.PixelRepresentation == 1
+        spare = values.dtype.itemsize * 8 - stored
+        if spare <= 0 or values.dtype.kind not in "iu":
+            return values
+        wide = values.astype(np.int64) & ((1 << stored) - 1)
+        return np.where(wide >> (stored - 1) == 1, wide - (1 << stored), wide) if signed else wide
+
+    def _windowed(self, values: np.ndarray) -> np.ndarray:
+        from pydicom.pixels import apply_voi_lut
+
+        if "VOILUTSequence" in self._data:
+            return _by_range(apply_voi_lut(values.astype(np.int64), self._data, prefer_lut=True))
+        centre, width = self._first("WindowCenter"), self._first("WindowWidth")
+        if centre is None or width is None or width <= 1:
+            shown_as_is = self._data.BitsStored == 8 and values.min() >= 0 and values.max() <= 255
+            return values.astype(np.uint8) if shown_as_is else _by_range(values)
+        # DICOM PS3.3 C.11.2.1.2.1, the linear function
+        return (((values - (centre - 0.5)) / (width - 1) + 0.5) * 255).clip(0, 255).round().astype(np.uint8)
+
+    def _first(self, keyword: str) -> float | None:
+        value = self._data.get(keyword)
+        if value is None or value == "":
+            return None
+        return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _by_range(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    scale = 255 / (high - low) if high > low else 0.0
+    return ((values.astype(np.float64) - low) * scale).round().astype(np.uint8)
+
+
+def _to_image(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

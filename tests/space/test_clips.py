@@ -1,0 +1,50 @@
+import sys
+
+import numpy as np
+import pytest
+
+from space import clips
+from space.clips import read_clip
+from space.errors import InputError
+from tests.clips import CODECS, grey_of, write_clip
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_frames_are_evenly_spaced_from_the_first_to_the_last(tmp_path, suffix):
+    frames = read_clip(write_clip(tmp_path / f"clip{suffix}", 21), 5)
+    assert [number for number, _ in frames] == [0, 5, 10, 15, 20]
+    for number, image in frames:
+        assert (image.mode, image.size) == ("RGB", (64, 48))
+        assert np.asarray(image).mean() == pytest.approx(grey_of(number, 21), abs=20 if suffix == ".gif" else 6)
+
+
+def test_a_short_clip_gives_all_its_frames(tmp_path):
+    assert [number for number, _ in read_clip(write_clip(tmp_path / "clip.mp4", 3), 8)] == [0, 1, 2]
+    assert len(read_clip(write_clip(tmp_path / "clip.mp4", 9), 1)) == 1
+
+
+def test_of_a_long_clip_the_same_frames_are_found_by_seeking(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mp4", 100)
+    walked = read_clip(path, 7)
+    monkeypatch.setattr(clips, "DECODED_WHOLE", 50)
+    jumped = read_clip(path, 7)
+    assert [number for number, _ in jumped] == [number for number, _ in walked]
+    for (_, one), (_, other) in zip(walked, jumped, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_what_is_no_clip_is_refused_in_one_line(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", 21)
+    (tmp_path / "text.mp4").write_text("no clip")
+    (tmp_path / "half.mp4").write_bytes(path.read_bytes()[:400])
+    for name in ("text.mp4", "half.mp4"):
+        with pytest.raises(InputError, match="no clip that can be read") as refusal:
+            read_clip(tmp_path / name, 4)
+        assert "\n" not in str(refusal.value)
+
+
+def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mp4", 3)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match="pip install av"):
+        read_clip(path, 2)

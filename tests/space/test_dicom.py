@@ -1,0 +1,124 @@
+import sys
+
+import numpy as np
+import pytest
+from pydicom.uid import JPEGLSLossless
+
+from space.dicom import DicomFile, is_dicom
+from space.errors import InputError
+from space.images import load_image
+from tests.dicom import write_dicom
+
+RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+
+
+def grey(path, frame=0):
+    return np.asarray(DicomFile(path).frame(frame).convert("L")).astype(int)
+
+
+def test_8_bits_are_the_picture_as_it_is(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    assert np.array_equal(grey(path), RAMP)
+    assert DicomFile(path).frame().mode == "RGB"
+
+
+def test_monochrome1_is_turned_over(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(grey(path), 255 - RAMP.astype(int))
+
+
+def test_12_bits_are_scaled_by_their_range_and_spare_bits_are_no_picture(tmp_path):
+    values = RAMP.astype(np.uint16) * 8
+    overlay = values.copy()
+    overlay[::7] |= 0xF000  # where old files keep overlays
+    assert np.abs(grey(write_dicom(tmp_path / "a.dcm", values, 12)) - RAMP).max() <= 1
+    assert np.abs(grey(write_dicom(tmp_path / "b.dcm", overlay, 12)) - RAMP).max() <= 1
+
+
+def test_signed_values_keep_their_order(tmp_path):
+    values = RAMP.astype(np.int16) * 8 - 1000
+    assert np.abs(grey(write_dicom(tmp_path / "a.dcm", values, 16)) - RAMP).max() <= 1
+
+
+def test_slope_and_window_are_applied(tmp_path):
+    values = RAMP.astype(np.int16) * 4
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        values,
+        16,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=[40, 9],
+        WindowWidth=[401, 9],
+    )
+    wanted = ((values * 2.0 - 1000 - 39.5) / 400 + 0.5).clip(0, 1) * 255
+    assert np.abs(grey(path) - wanted).max() <= 1
+    assert (grey(path) == 0).any()
+    assert (grey(path) == 255).any()
+
+
+def test_colours_stay(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        RAMP,
+        SamplesPerPixel=3,
+        PlanarConfiguration=0,
+        PhotometricInterpretation="RGB",
+    )
+    import pydicom
+
+    data = pydicom.dcmread(path)
+    data.PixelData = colours.tobytes()
+    data.save_as(path)
+    assert np.array_equal(np.asarray(DicomFile(path).frame()), colours)
+
+
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_every_frame_can_be_had(tmp_path, jpeg):
+    frames = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)])
+    path = write_dicom(tmp_path / "a.dcm", frames, jpeg=jpeg)
+    assert DicomFile(path).frames == 3
+    for number in range(3):
+        assert np.abs(grey(path, number) - frames[number]).max() <= 4 * jpeg
+
+
+def test_patient_and_burned_in_text_are_told(tmp_path):
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", RAMP))
+    assert (file.patient, file.burned_in) == ("patient-7", "yes")
+
+
+def test_one_decoder_reads_it_by_suffix_by_mark_and_from_bytes(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    (tmp_path / "IM0001").write_bytes(path.read_bytes())
+    for source in (path, tmp_path / "IM0001", path.read_bytes(), {"path": None, "bytes": path.read_bytes()}):
+        assert np.array_equal(np.asarray(load_image(source).convert("L")), RAMP)
+    (tmp_path / "text").write_text("no DICOM")
+    (tmp_path / "DICOMDIR").write_bytes(path.read_bytes())
+    assert not is_dicom(tmp_path / "text")
+    assert not is_dicom(tmp_path / "DICOMDIR")
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    (tmp_path / "half.dcm").write_bytes(path.read_bytes()[:-900])
+    (tmp_path / "text.dcm").write_text("no DICOM at all")
+    other = write_dicom(tmp_path / "other.dcm", RAMP, jpeg=True)
+    other.write_bytes(other.read_bytes().replace(b"1.2.840.10008.1.2.4.50", JPEGLSLossless.encode()))
+    huge = write_dicom(tmp_path / "huge.dcm", RAMP, Rows=30000, Columns=30000)
+    for file, message in (
+        (tmp_path / "half.dcm", "cannot be decoded"),
+        (tmp_path / "text.dcm", "no picture|no DICOM"),
+        (other, "no decoder for JPEG-LS .* is installed: pip install"),
+        (huge, "30000 x 30000 pixels"),
+    ):
+        with pytest.raises(InputError, match=message) as refusal:
+            load_image(file)
+        assert "\n" not in str(refusal.value)
+
+
+def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InputError, match="pip install pydicom"):
+        load_image(path)
