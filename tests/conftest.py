@@ -15,6 +15,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "GRADIO_TEMP_DIR": f"{CACHE}/gradio",
     "GRADIO_ANALYTICS_ENABLED": "False",
+    "OMP_NUM_THREADS": "1",  # there is a test process for each core
 }
 
 import pytest
@@ -30,6 +31,15 @@ SMALL = ["--model_name_or_path", "scratch:resnet-10-thin", "--image_size", "64",
 
 def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests that need the whole demo first, in one process, while the other one runs the rest."""
+    items.sort(key=lambda item: "demo" not in item.fixturenames)
+    for item in items:
+        if "demo" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("demo"))
 
 
 @pytest.fixture(scope="session")

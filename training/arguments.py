@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class DataArguments:
     """Which images, and how they are balanced and split."""
 
-    data: str = field(metadata={"help": "DATA: an image folder (class folders, or metadata.csv), or phantom"})
+    data: str = field(metadata={"help": "DATA: a folder, a .csv or .parquet table, user/name on the Hub, or phantom"})
     labels: list[str] | None = field(
         default=None,
         metadata={"help": "the classes, the positive one last; by default normal, then the others by name"},
@@ -34,17 +34,31 @@ class DataArguments:
         default=None, metadata={"help": "train on these sites only; the images of all others become the external set"}
     )
     external: str | None = field(default=None, metadata={"help": "DATA from elsewhere, measured beside the test part"})
-    balance: Literal["none", "undersample", "class_weight"] = field(
+    balance: Literal["none", "undersample", "oversample", "class_weight", "sampler"] = field(
         default="none",
-        metadata={"help": "undersample: as many images of each class as of the rarest; class_weight: weigh the loss"},
+        metadata={
+            "help": "undersample: as many images of each class as of the rarest; oversample: repeat the rarer ones; "
+            "class_weight: weigh the loss; sampler: draw the classes equally often"
+        },
+    )
+    balance_scope: Literal["train", "all"] = field(
+        default="train", metadata={"help": "what is undersampled: the train part, or all images before the split"}
     )
     per_class: int | None = field(default=None, metadata={"help": "undersample: at most this many images of a class"})
-    split_by: Literal["group", "image"] = field(
-        default="group", metadata={"help": "what stays in one part; image lets frames of one clip into several parts"}
+    split_by: Literal["group", "image", "column"] = field(
+        default="group",
+        metadata={
+            "help": "what stays in one part: group (patient or clip, with copies), or image, which lets frames of one "
+            "clip into several parts; column: as the column split says"
+        },
     )
     validation_share: float = field(default=0.2, metadata={"help": "share of the images that choose the checkpoint"})
     test_share: float = field(default=0.16, metadata={"help": "share of the images that measure the model"})
+    folds: int | None = field(default=None, metadata={"help": "make the test part one of this many folds"})
+    fold: int = field(default=0, metadata={"help": "which of the folds, from 0"})
+    test_site: str | None = field(default=None, metadata={"help": "make the test part all images of this site"})
     split_seed: int = field(default=0, metadata={"help": "decides which images are left out and which part one is in"})
+    strict: bool = field(default=True, metadata={"help": "stop when something leaks from one part into another"})
 
 
 @dataclass

@@ -33,8 +33,9 @@ def write_card(folder: Path) -> None:
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     config = json.loads((folder / "config.json").read_text())
     training = json.loads((folder / "eval" / "training.json").read_text())
+    audit = json.loads((folder / "eval" / "audit.json").read_text())
     files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
-    evaluations = [json.loads(file.read_text()) for file in files if file.stem != "training"]
+    evaluations = [json.loads(file.read_text()) for file in files if file.stem not in {"training", "audit"}]
     base = recipe["model_name_or_path"]
     name = training["name"]
     data = ModelCardData(
@@ -58,6 +59,7 @@ def write_card(folder: Path) -> None:
         recipe=recipe,
         recipe_text=yaml.safe_dump(recipe, sort_keys=False).strip(),
         training=training,
+        audit=audit,
         parts=_parts(split, labels),
         evaluations=evaluations,
         titles=TITLES,

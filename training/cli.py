@@ -13,6 +13,7 @@ from space.errors import InputError
 
 VERBS = {
     "data": "write the phantom, or any DATA, as a folder: images/, metadata.csv, masks/",
+    "audit": "look for duplicates, leaks, confounds, wrong labels and broken files",
     "train": "make a model folder from a recipe",
     "evaluate": "measure a model folder on DATA, with intervals; the card anew",
     "predict": "classify image files and folders into a CSV file",

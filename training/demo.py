@@ -24,7 +24,7 @@ def make_phantom_model(folder: Path) -> None:
     from space.predictor import Predictor
     from training import predict, train
     from training.arguments import RECIPES
-    from training.data import UNLABELLED, load_data, phantom_folder
+    from training.sources import UNLABELLED, load_data, phantom_folder
 
     train.main([str(RECIPES / "phantom.yaml"), "--output_dir", str(folder)])
     rows = load_data("phantom")

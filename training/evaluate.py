@@ -21,12 +21,13 @@ from space.predictor import Predictor
 from training import plots
 from training.card import write_card
 from training.cli import Parser, run
-from training.data import UNLABELLED, check_images, load_data
+from training.fingerprint import require_readable, take_fingerprints
 from training.outputs import new_file
+from training.sources import UNLABELLED, load_data
 from training.tables import classification_tables
 
 METRIC = Path(__file__).parent / "metric"
-TRAINING = "training"  # eval/training.json tells how the model was made, so no evaluation may have this name
+MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
 
 
 def load_metric() -> evaluate.Metric:
@@ -35,7 +36,7 @@ def load_metric() -> evaluate.Metric:
 
 
 def measure(folder: Path, rows: Dataset, name: str) -> dict:
-    """Evaluate a model folder on labelled rows (with the column sha256 of `check_images`).
+    """Evaluate a model folder on labelled rows with the column pixels.
 
     Writes eval/NAME.json, eval/NAME.csv and eval/NAME_*.png into the folder and returns what the JSON holds.
     """
@@ -83,6 +84,13 @@ def predict_rows(predictor: Predictor, rows: Dataset) -> np.ndarray:
     return np.stack(predicted)
 
 
+def with_pixels(rows: Dataset) -> Dataset:
+    """The rows with the column pixels, the hash of each image's content. Raises InputError when some cannot be read."""
+    facts = take_fingerprints(rows).facts
+    require_readable(rows, facts["broken"].tolist())
+    return rows.add_column("pixels", facts["pixels"].tolist())
+
+
 def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
     """The labelled rows of a part of the model's own split.csv, or of some sites, or all."""
     chosen = np.asarray(rows["label"]) != UNLABELLED
@@ -113,13 +121,13 @@ def report(result: dict) -> str:
 
 def _seen_in_training(folder: Path, rows: Dataset) -> np.ndarray:
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    return np.isin(np.asarray(rows["sha256"]), split["sha256"][split["split"] == "train"])
+    return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"] == "train"])
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="chest-opacity evaluate", description="Measure a model folder on DATA; the card anew.")
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
-    parser.add_argument("--data", required=True, help="an image folder (class folders, or metadata.csv), or phantom")
+    parser.add_argument("--data", required=True, help="a folder, a table, user/name on the Hub, or phantom")
     parser.add_argument(
         "--name", required=True, help="of the evaluation: eval/NAME.json, eval/NAME.csv, eval/NAME_*.png"
     )
@@ -128,14 +136,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--sites", nargs="+", help="only images of these sites")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or args.name == TRAINING:
-        raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {TRAINING}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or args.name in MADE:
+        raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {' or '.join(sorted(MADE))}")
     if not (args.model / "split.csv").is_file():
         raise InputError(
             f"{args.model}: found no model folder (split.csv is missing); make one with chest-opacity train"
         )
     rows = load_data(args.data, Predictor(args.model).labels)
-    rows = check_images(select_rows(rows, args.model, args.split, args.sites))
+    rows = with_pixels(select_rows(rows, args.model, args.split, args.sites))
     result = measure(args.model, rows, args.name)
     write_card(args.model)
     print(report(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -64,7 +65,7 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
     model.config.threshold = args.threshold
     if args.freeze == "all":
         freeze(model)
-    return model, processor
+    return model.to(memory_format=torch.channels_last), processor  # faster convolutions
 
 
 def freeze(model: PreTrainedModel) -> None:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from space.errors import InputError
 from space.predictor import Predictor
 from training.cli import Parser, run
-from training.data import image_files
 from training.outputs import new_file
+from training.sources import image_files
 
 SHOWN = 10  # rows that are printed
 

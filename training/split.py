@@ -1,120 +1,202 @@
-"""Balancing, and a split that keeps every group in one part.
+"""Balancing, and a split that keeps every group, and every image with its copies, in one part.
 
 Every choice is ordered by a hash of the seed and a name, never by a random generator or the order of files: the same
-names give the same split on any machine, and one more image moves as few others as can be.
+names give the same split on any machine, and one more image moves few others.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import permutations
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Value
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.data import UNLABELLED, load_data
+from training.audit import Audit, audit_data, find_leaks
+from training.fingerprint import require_readable
+from training.sources import PART_OF, UNLABELLED, load_data
 
 PARTS = ("train", "validation", "test")
 
 
-def load_parts(args: DataArguments) -> tuple[DatasetDict, Dataset]:
-    """Read, balance and split as the recipe says.
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready to train on.
 
-    Returns train, validation, test, and where there are any external (other sites, or other DATA) and unlabelled; and
-    beside them the labelled images of the internal sites before balancing. Raises InputError when a class has too few
-    images or groups for three parts.
+    parts: train, validation, test, and where there are any external and unlabelled; beside the columns of `load_data`
+    they have `pixels`, the hash of an image's content. home: the labelled images of the internal sites before
+    balancing. leaks: what stands in two parts, a line each. deviation: how far the parts are from the wanted shares, a
+    line.
     """
-    rows = load_data(args.data, args.labels)
+
+    parts: DatasetDict
+    home: Dataset
+    audit: Audit
+    leaks: list[str]
+    deviation: str
+
+
+def prepare(args: DataArguments) -> Prepared:
+    """Read, audit, balance and split as the recipe says.
+
+    Raises InputError when an image cannot be read, a class has too few images or groups for three parts, or, with
+    args.strict, something leaks from one part into another that the recipe did not ask for (split_by: image).
+    """
+    named = {args.data: load_data(args.data, args.labels)}
+    names = named[args.data].features["label"].names
+    if args.external:
+        named[args.external] = load_data(args.external, names)
+    audit = audit_data(named, sites=args.sites)
+    for name, rows in named.items():
+        mine = np.flatnonzero(audit.images["data"] == name)
+        require_readable(rows, audit.prints.facts.iloc[mine]["broken"].tolist())
+        named[name] = _with_audit(rows, audit, mine)
+
+    rows = named[args.data]
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
-    names = rows.features["label"].names
-    internal = np.ones(len(rows), bool)
-    if args.sites:
-        strange = sorted(set(args.sites) - set(sites))
-        if strange:
-            raise InputError(f"{args.data}: found no site {strange[0]}; the sites are {', '.join(sorted(set(sites)))}")
-        internal = np.isin(sites, args.sites)
+    chosen = [*(args.sites or []), *([args.test_site] if args.test_site else [])]
+    if strange := sorted(set(chosen) - set(sites)):
+        raise InputError(f"{args.data}: found no site {strange[0]}; the sites are {', '.join(sorted(set(sites)))}")
+    internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
     known = labels != UNLABELLED
     home = rows.select(np.flatnonzero(known & internal))
     _require_classes(home, args)
 
-    balanced = home
-    if args.balance == "undersample":
-        balanced = home.select(undersample(home["path"], home["label"], args.per_class, args.split_seed))
-    units = balanced["group"] if args.split_by == "group" else balanced["path"]
-    shares = {"validation": args.validation_share, "test": args.test_share}
-    assigned = np.asarray(assign_parts(units, balanced["label"], shares, args.split_seed))
-    parts = {part: balanced.select(np.flatnonzero(assigned == part)) for part in PARTS}
+    balanced = _undersampled(home, args) if args.balance_scope == "all" else home
+    parts = split(balanced, args)
     _require_parts(parts, names)
-
-    elsewhere = [rows.select(np.flatnonzero(known & ~internal))] if (known & ~internal).any() else []
-    if args.external:
-        other = load_data(args.external, names)
-        elsewhere.append(other.select(np.flatnonzero(np.asarray(other["label"]) != UNLABELLED)))
-    if elsewhere:
-        parts["external"] = concatenate_datasets(elsewhere) if len(elsewhere) > 1 else elsewhere[0]
+    deviation = _deviation(parts, args)
+    if args.balance_scope == "train":
+        parts["train"] = _balanced_part(parts["train"], args)
+    if (known & ~internal).any():
+        parts["external"] = rows.select(np.flatnonzero(known & ~internal))
+    elif args.external:
+        other = named[args.external]
+        parts["external"] = other.select(np.flatnonzero(np.asarray(other["label"]) != UNLABELLED))
     if not known.all():
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
-    return DatasetDict(parts), home
+
+    leaks = _leaks(audit, parts, args)
+    if leaks and args.strict and args.split_by != "image":
+        raise InputError(f"{'; '.join(leaks)}: mend the data, or go on all the same with --strict false")
+    return Prepared(DatasetDict(parts), home, audit, leaks, deviation)
 
 
-def leak_warning(rows: Dataset, split_by: str) -> str | None:
-    """What may let frames of one patient or clip into two parts of the split of these rows; None if nothing known."""
-    if split_by == "image":
-        return (
-            "split by image: frames of one patient or clip may stand in train and test, so the figures of the test "
-            "part can be far too good; split_by: group keeps them together"
-        )
-    if list(rows["group"]) == list(rows["path"]):
-        return (
-            "no groups are known, so each image counts as a patient of its own; if some are of one patient or clip, "
-            "name it in the column group of metadata.csv or by a folder inside the class folder"
-        )
-    return None
+def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
+    """The rows as train, validation and test: by shares, by a column, by folds or by site."""
+    units = np.asarray(rows["path"] if args.split_by == "image" else rows["merged"])
+    labels, seed = np.asarray(rows["label"]), args.split_seed
+    shares = {"train": 1.0, "validation": args.validation_share, "test": args.test_share}
+    assigned = np.full(len(rows), "", dtype=object)
+    if args.split_by == "column":
+        if "split" not in rows.column_names:
+            raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
+        assigned[:] = [PART_OF.get(value.lower(), "") for value in rows["split"]]
+    elif args.test_site:
+        assigned[np.asarray(rows["site"]) == args.test_site] = "test"
+    elif args.folds:
+        if not 0 <= args.fold < args.folds:
+            raise InputError(f"fold {args.fold}: expected 0 to {args.folds - 1}, for there are {args.folds} folds")
+        folds = {str(fold): 1 / args.folds for fold in range(args.folds)}
+        assigned[np.asarray(assign_parts(units, labels, folds, seed)) == str(args.fold)] = "test"
+    if (assigned == "test").any():
+        shares.pop("test")
+    # Images that nothing has placed yet, and a validation part out of those for training when none was given
+    open_ = np.flatnonzero((assigned == "") if args.split_by != "column" else (assigned == "train"))
+    if args.split_by != "column" or not (assigned == "validation").any():
+        assigned[open_] = assign_parts(units[open_], labels[open_], shares, seed)
+    return {part: rows.select(np.flatnonzero(assigned == part)) for part in PARTS}
+
+
+def assign_parts(units: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int = 0) -> list[str]:
+    """The part of each image, by the parts' shares; the first part takes what is left. A unit's images stay together.
+
+    Each unit falls into a part by its hash. Then units are moved and swapped between parts as long as that brings the
+    numbers of images of each class closer to the shares; single images meet them exactly.
+    """
+    parts, classes = list(shares), sorted(set(labels))
+    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(classes), int))
+    for unit, label in zip(units, labels, strict=True):
+        counts[unit][classes.index(label)] += 1
+    total = sum(counts.values(), np.zeros(len(classes), int))
+    wanted = np.array([np.round(total * share) for share in shares.values()])
+    wanted[0] = total - wanted[1:].sum(axis=0)
+
+    lacking = wanted.copy()
+    members: list[dict[tuple[int, ...], list[str]]] = [defaultdict(list) for _ in parts]
+    edges = np.cumsum([share for share in list(shares.values())[1:]])
+    for unit in sorted(counts, key=lambda unit: _rank(seed, unit)):
+        place = int.from_bytes(_rank(seed, unit)[:8], "big") / 2**64
+        part = int(np.searchsorted(edges, place, side="right")) + 1 if place < edges[-1] else 0
+        members[part][tuple(counts[unit])].append(unit)
+        lacking[part] -= counts[unit]
+    _even_out(members, lacking, wanted)
+    part_of = {
+        unit: parts[part] for part, sizes in enumerate(members) for of_size in sizes.values() for unit in of_size
+    }
+    return [part_of[unit] for unit in units]
 
 
 def undersample(paths: Sequence[str], labels: Sequence[int], most: int | None = None, seed: int = 0) -> list[int]:
     """Indices, in order, of as many images of each class as the rarest has, and of `most` at the most."""
     wanted = min(Counter(labels).values())
     wanted = min(wanted, most) if most else wanted
+    return sorted(index for indices in _by_class(paths, labels, seed).values() for index in indices[:wanted])
+
+
+def oversample(paths: Sequence[str], labels: Sequence[int], seed: int = 0) -> list[int]:
+    """Indices, in order, with images of the rarer classes repeated until each has as many as the most common one."""
+    wanted = max(Counter(labels).values())
+    return sorted(
+        indices[turn % len(indices)] for indices in _by_class(paths, labels, seed).values() for turn in range(wanted)
+    )
+
+
+def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[int, list[int]]:
     of_class = defaultdict(list)
     for index in sorted(range(len(paths)), key=lambda index: _rank(seed, paths[index])):
         of_class[labels[index]].append(index)
-    return sorted(index for indices in of_class.values() for index in indices[:wanted])
+    return of_class
 
 
-def assign_parts(units: Sequence[str], labels: Sequence[int], shares: dict[str, float], seed: int = 0) -> list[str]:
-    """The part of each image: validation and test by their shares, all else train; images of one unit stay together.
+def _undersampled(rows: Dataset, args: DataArguments) -> Dataset:
+    if args.balance == "oversample":
+        raise InputError("balance: oversample with balance_scope: all would put copies into two parts; use train")
+    if args.balance != "undersample":
+        return rows
+    return rows.select(undersample(list(rows["path"]), list(rows["label"]), args.per_class, args.split_seed))
 
-    The wanted number of images of each class is met exactly where the sizes of the units allow it: units are dealt out
-    large ones first, each to the part that lacks the greatest share of its classes, then moved and swapped between
-    parts as long as that brings the numbers closer.
-    """
-    classes = sorted(set(labels))
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(classes), int))
-    for unit, label in zip(units, labels, strict=True):
-        counts[unit][classes.index(label)] += 1
-    total = sum(counts.values())
-    wanted = np.array([np.round(total * shares.get(part, 0)) for part in PARTS])
-    wanted[0] = total - wanted[1:].sum(axis=0)
 
-    lacking = wanted.copy()
-    members: list[dict[tuple[int, ...], list[str]]] = [defaultdict(list) for _ in PARTS]
-    for unit in sorted(counts, key=lambda unit: (-counts[unit].sum(), _rank(seed, unit))):
-        size = counts[unit]
-        over = np.maximum(size - np.maximum(lacking, 0), 0).sum(axis=1)
-        need = (lacking / np.maximum(wanted, 1) * size).sum(axis=1)
-        part = min(range(len(PARTS)), key=lambda part: (over[part], -need[part]))
-        members[part][tuple(size)].append(unit)
-        lacking[part] -= size
-    _even_out(members, lacking, wanted)
-    part_of = {
-        unit: PARTS[part] for part, sizes in enumerate(members) for of_size in sizes.values() for unit in of_size
-    }
-    return [part_of[unit] for unit in units]
+def _balanced_part(rows: Dataset, args: DataArguments) -> Dataset:
+    paths, labels = list(rows["path"]), list(rows["label"])
+    if args.balance == "undersample":
+        return rows.select(undersample(paths, labels, args.per_class, args.split_seed))
+    if args.balance == "oversample":
+        return rows.select(oversample(paths, labels, args.split_seed))
+    return rows
+
+
+def _with_audit(rows: Dataset, audit: Audit, mine: np.ndarray) -> Dataset:
+    """The rows with the groups of the audit, their copies joined (merged), and the hash of their content."""
+    found = audit.images.iloc[mine]
+    rows = rows.remove_columns("group")
+    for name in ("group", "merged", "pixels"):
+        rows = rows.add_column(name, found[name].tolist(), feature=Value("string"))
+    return rows
+
+
+def _leaks(audit: Audit, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
+    part_of = {}
+    for part, rows in parts.items():
+        data = args.external if part == "external" and args.external else args.data
+        part_of |= {(data, path): "" if part == "unlabelled" else part for path in rows["path"]}
+    keys = zip(audit.images["data"], audit.images["path"], strict=True)
+    return find_leaks(audit.images.assign(part=[part_of.get(key, "") for key in keys]), audit.pairs)
 
 
 def _even_out(members, lacking, wanted) -> None:
@@ -122,10 +204,10 @@ def _even_out(members, lacking, wanted) -> None:
     nothing = (0,) * wanted.shape[1]
     while True:
         best, gain = None, 0.5
-        for pair in map(list, permutations(range(len(PARTS)), 2)):
+        for pair in map(list, permutations(range(len(members)), 2)):
             giver, taker = pair
-            out = [size for size in members[giver] if members[giver][size]]
-            back = [nothing] + [size for size in members[taker] if members[taker][size]]
+            out = sorted(size for size in members[giver] if members[giver][size])
+            back = [nothing] + sorted(size for size in members[taker] if members[taker][size])
             if not out:
                 continue
             flow = np.array(out)[:, None, :] - np.array(back)[None, :, :]
@@ -155,6 +237,27 @@ def _rank(seed: int, name: str) -> bytes:
     return blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
 
 
+def _deviation(parts: Mapping[str, Dataset], args: DataArguments) -> str:
+    """The part and class whose number of images is furthest from the wanted one."""
+    if args.split_by == "column" or args.test_site:
+        return "the parts are as given"
+    test = 1 / args.folds if args.folds else args.test_share
+    validation = args.validation_share * (1 - test if args.folds else 1)
+    wanted = {"train": 1 - test - validation, "validation": validation, "test": test}
+    names = parts["train"].features["label"].names
+    counts = {part: np.bincount(parts[part]["label"], minlength=len(names)) for part in PARTS}
+    total = sum(counts.values())
+    off = {
+        (part, name): (counts[part][index] - wanted[part] * total[index], wanted[part] * total[index])
+        for part in PARTS
+        for index, name in enumerate(names)
+    }
+    (part, name), (most, aim) = max(off.items(), key=lambda item: abs(item[1][0]))
+    if abs(most) < 1:
+        return "the wanted shares are met to less than one image"
+    return f"furthest from the wanted shares: {name} of the {part} part, {most:+.0f} images from {aim:.0f}"
+
+
 def _require_classes(rows: Dataset, args: DataArguments) -> None:
     names, counts = rows.features["label"].names, Counter(rows["label"])
     present = [name for index, name in enumerate(names) if counts[index]]
@@ -168,14 +271,13 @@ def _require_parts(parts: dict[str, Dataset], names: list[str]) -> None:
     for index, name in enumerate(names):
         for part in PARTS:
             if index not in set(parts[part]["label"]):
-                images = sum(labels.count(index) for labels in (list(rows["label"]) for rows in parts.values()))
-                groups = {
-                    group
+                of_class = [
+                    (group, label)
                     for rows in parts.values()
-                    for group, label in zip(rows["group"], rows["label"], strict=True)
+                    for group, label in zip(rows["merged"], rows["label"], strict=True)
                     if label == index
-                }
+                ]
                 raise InputError(
-                    f"class {name} has {images} images in {len(groups)} groups, which leaves the {part} part without "
-                    "any; add images from other patients or clips"
+                    f"class {name} has {len(of_class)} images in {len(set(of_class))} groups, which leaves the {part} "
+                    "part without any; add images from other patients or clips"
                 )

@@ -19,23 +19,24 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets, disable_progress_bars
+from datasets import Dataset, Image, concatenate_datasets
 from scipy.special import softmax
 from torch.nn.functional import cross_entropy
+from torch.utils.data import WeightedRandomSampler
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, set_seed
 from transformers.utils import logging
 
 from space.errors import InputError
 from space.images import load_image
 from training.arguments import DataArguments, ModelArguments, TrainingArguments, read_recipe
+from training.audit_page import brief
 from training.augment import augment
 from training.card import write_card
 from training.cli import run
-from training.data import check_images
-from training.evaluate import TRAINING, load_metric, measure, report
+from training.evaluate import load_metric, measure, report
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
-from training.split import PARTS, leak_warning, load_parts
+from training.split import PARTS, Prepared, prepare
 from training.tables import class_counts
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
@@ -55,21 +56,20 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     say = print if is_main else lambda *_: None
 
     with training_args.main_process_first(local=False):
-        parts, home = load_parts(data_args)
-    parts = DatasetDict({name: check_images(rows) for name, rows in parts.items()})
-    balanced = concatenate_datasets([parts[part] for part in PARTS])
-    say(f"images of each class\n{class_counts({'before balancing': home, 'after balancing': balanced})}\n")
-    say(f"split by {data_args.split_by}\n{class_counts(parts)}\n")
-    if leak := leak_warning(balanced, data_args.split_by):
-        say(f"warning: {leak}\n")
+        data = prepare(data_args)
+    parts = data.parts
+    say(f"{brief(data.audit.report, data.leaks)}\n")
+    say(f"images of each class\n{class_counts(_balancing(data, data_args))}\n")
+    say(f"split by {data_args.split_by}\n{class_counts(parts)}\n{data.deviation}\n")
 
     set_seed(training_args.seed)
-    model, processor = load_base(model_args, home.features["label"].names)
+    model, processor = load_base(model_args, data.home.features["label"].names)
     work = final.with_name(f".{final.name}.unfinished")
     if is_main:
         _prepare(work, recipe)
     training_args.output_dir = str(work / "checkpoints")
-    trainer = Trainer(
+    trainer = BalancedTrainer(
+        balance=data_args.balance,
         model=model,
         args=training_args,
         train_dataset=_decoded(parts["train"], processor, model_args.augment),
@@ -83,10 +83,10 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     where = f"{training_args.device.type}, {training_args.world_size} process(es)"
     say(f"training {model_args.model_name_or_path} on {where}")
     trainer.train(resume_from_checkpoint=_last_checkpoint(work / "checkpoints"))
-    history = _history(trainer, final.name, home, balanced)
+    history = _history(trainer, final.name, data, _balancing(data, data_args))
     if is_main:
         folder = work / "model"
-        _save(folder, trainer, parts, recipe, history)
+        _save(folder, trainer, data, recipe, history)
         for name in EVALUATED:
             if name in parts:
                 say(f"\n{report(measure(folder, parts[name], name))}")
@@ -97,6 +97,22 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         say(f"\nmodel folder: {final}")
     trainer.accelerator.wait_for_everyone()
     return final
+
+
+class BalancedTrainer(Trainer):
+    """transformers' Trainer that can draw the classes of the train part equally often (balance: sampler)."""
+
+    def __init__(self, balance: str, **settings):
+        super().__init__(**settings)
+        self.balance = balance
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.balance != "sampler":
+            return super()._get_train_sampler(train_dataset)
+        labels = np.asarray((train_dataset or self.train_dataset).with_format(None)["label"])
+        generator = torch.Generator()
+        generator.manual_seed(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return WeightedRandomSampler(1 / np.bincount(labels)[labels], len(labels), generator=generator)
 
 
 class EpochTable(ProgressCallback):
@@ -204,19 +220,27 @@ def _last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _history(trainer: Trainer, name: str, home: Dataset, balanced: Dataset) -> dict:
+def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:
+    """What the table of balancing compares: all images, or those of the train part."""
+    kept = concatenate_datasets([data.parts[part] for part in PARTS])
+    if args.balance_scope == "all":
+        return {"before balancing": data.home, "after balancing": kept}
+    return {"all": data.home, "train part, balanced": data.parts["train"]}
+
+
+def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, Dataset]) -> dict:
     """What eval/training.json tells of how the model came about."""
     args, rows = trainer.args, epochs(trainer.state.log_history)
     best = trainer.state.best_model_checkpoint
     if args.load_best_model_at_end and best is None:
         raise InputError("the validation loss was never a number, so no checkpoint is best; lower --learning_rate")
     step = int(best.rpartition("-")[2]) if args.load_best_model_at_end else rows[-1]["step"]
+    home = data.home
     return {
         "name": name,
         "sites": sorted(set(home["site"]) - {""}),
         "synthetic": "synthetic" in home.column_names and set(home["synthetic"]) == {"yes"},
-        "before_balancing": _counts(home),
-        "after_balancing": _counts(balanced),
+        "images": {title: _counts(chosen) for title, chosen in balancing.items()},
         "best_metric": args.metric_for_best_model,
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
         "epochs": rows,
@@ -232,23 +256,24 @@ def _counts(rows: Dataset) -> dict[str, int]:
     return dict(zip(names, np.bincount(rows["label"], minlength=len(names)).tolist(), strict=True))
 
 
-def _save(folder: Path, trainer: Trainer, parts: DatasetDict, recipe: dict, history: dict) -> None:
+def _save(folder: Path, trainer: Trainer, data: Prepared, recipe: dict, history: dict) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     split = pd.concat(
-        parts[part].select_columns(["path", "label", "group", "site", "sha256"]).to_pandas().assign(split=part)
+        data.parts[part].select_columns(["path", "label", "group", "site", "pixels"]).to_pandas().assign(split=part)
         for part in PARTS
-    )
-    split["label"] = np.asarray(parts["train"].features["label"].names)[split["label"]]
+    ).drop_duplicates("path")  # an oversampled image is listed once
+    split["label"] = np.asarray(data.home.features["label"].names)[split["label"]]
     split.sort_values("path").to_csv(folder / "split.csv", index=False, lineterminator="\n")
     (folder / "eval").mkdir()
-    (folder / "eval" / f"{TRAINING}.json").write_text(json.dumps(history, indent=2) + "\n")
+    audit = data.audit.report | {"leaks": data.leaks}
+    for name, told in (("training", history), ("audit", audit)):
+        (folder / "eval" / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
-    disable_progress_bars()
     train(*read_recipe(argv))
 
 

@@ -30,6 +30,7 @@ def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):
         rf"\| accuracy \| {number} \| {number} \|\n.*\| AUC \| {number} \| {number} \|\n.*\| F1 macro \| {number} .*"
         r"!\[confusion matrix of test\]\(eval/test_confusion.png\).*"
         r"## Limits\n.*## Data\n.*\| train \| \d+ \| \d+ \| \d+ \|\n\| validation .*\n\| test .*Sites: A\..*"
+        r"### Audit\n\n0 pairs of exact.*- No leak between parts\..*"
         r"## Use\n.*## Training\n\n2 epochs, best checkpoint: epoch [12] by loss.*seed 42.*torch 2\..*split_by: group"
     )
     assert re.search(pattern, text, re.DOTALL)

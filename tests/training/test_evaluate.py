@@ -78,7 +78,7 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom
     [
         (["--name", "x", "--sites", "Z"], "found no labelled images at Z; the sites are A, B"),
         (["--name", "../x"], "expected letters, digits"),
-        (["--name", "training"], "and not training"),
+        (["--name", "training"], "and not audit or training"),
         ([], "the following arguments are required: --name"),
     ],
 )

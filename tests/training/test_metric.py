@@ -4,7 +4,7 @@ import pytest
 from sklearn import metrics
 
 from training.evaluate import METRIC, load_metric
-from training.metric.metric import bootstrap
+from training.metric.bootstrap import bootstrap
 
 
 def case(seed: int = 0, n: int = 120, classes: int = 2, groups: int = 25):

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from training.data import phantom_folder
 from training.phantom import MOST_FRAMES, draw_patients, write_phantom
+from training.sources import phantom_folder
 
 
 def table(folder):

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 from space.errors import InputError
 from tests.conftest import RECIPES, ROOT, SMALL
 from training import evaluate, train
-from training.data import load_data
+from training.sources import load_data
 
 PHANTOM = str(RECIPES / "phantom.yaml")
 
@@ -39,14 +39,14 @@ def test_the_model_folder_holds_what_it_should_and_nothing_else(small_model):
     ]
     assert files == sorted(
         ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "split.csv"]
-        + ["eval/training.json", *evaluations]
+        + ["eval/audit.json", "eval/training.json", *evaluations]
     )
     assert not list(small_model.parent.glob(".*"))
 
 
 def test_the_split_is_written_with_every_image_once_and_no_group_twice(small_model):
     split = pd.read_csv(small_model / "split.csv")
-    assert list(split.columns) == ["path", "label", "group", "site", "sha256", "split"]
+    assert list(split.columns) == ["path", "label", "group", "site", "pixels", "split"]
     assert set(split["split"]) == {"train", "validation", "test"}
     assert not split["path"].duplicated().any()
     assert (split.groupby("group")["split"].nunique() == 1).all()
@@ -156,7 +156,7 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_phantom, 
     with pytest.raises(InputError, match="m exists; choose another --output_dir, or replace it"):
         train.main(command)
     with pytest.raises(InputError, match="no such folder"):
-        train.main([*command, "--overwrite", "true", "--data", "no/where"])
+        train.main([*command, "--overwrite", "true", "--data", "nowhere"])
     assert (tmp_path / "m" / "mine.txt").read_text() == "precious"
     train.main([*command, "--overwrite", "true", "--num_train_epochs", "1"])
     assert not (tmp_path / "m" / "mine.txt").exists()
@@ -175,22 +175,23 @@ def test_accelerate_launch_trains(small_phantom, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").is_file()
 
 
-def test_two_processes_train_one_model_and_a_launch_that_got_fewer_stops(small_phantom, tmp_path):
-    def launch(*settings):
-        return subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            + ["-m", "training.train", PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m")]
-            + [*SMALL, "--num_train_epochs", "1", *settings],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-
-    stopped = launch("--use_cpu", "false")  # with no GPU, transformers then trains two models in one place
-    assert stopped.returncode != 0
-    assert "error: 2 processes were launched but 1 would train" in stopped.stderr
-    assert os.listdir(tmp_path) == []
-    launched = launch()
+def test_two_processes_train_one_model(small_phantom, tmp_path):
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        + ["-m", "training.train", PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m")]
+        + [*SMALL, "--num_train_epochs", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("on cpu, 2 process(es)") == 1
     assert json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["processes"] == 2
+
+
+def test_a_launch_that_got_fewer_processes_than_it_asked_for_stops(small_phantom, tmp_path, monkeypatch):
+    """As with --use_cpu false and no GPU, when transformers would train two models in one place."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were launched but 1 would train"):
+        train.main([PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), "--use_cpu", "false"])
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,53 @@
+"""Small data sets for tests."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance
+
+
+def write_images(folder: Path, *names: str) -> None:
+    """Write images of 9 x 8 pixels, each of another grey, with a folder for those that need one."""
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 9), index * 9, np.uint8)).save(folder / name)
+
+
+def write_table(file: Path, columns: list[str], *rows: list[str]) -> None:
+    with open(file, "w", newline="") as target:
+        csv.writer(target).writerows([columns, *rows])
+
+
+def speckle(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
+    """An image like no other, with structure at every scale: (height, width) uint8."""
+    rng, image = np.random.default_rng(seed), np.zeros((height, width))
+    for side, weight in ((3, 1.0), (8, 0.7), (24, 0.5), (64, 0.4)):
+        noise = Image.fromarray(rng.random((side, side), np.float32))
+        image += weight * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+
+
+COPIES = ("JPEG q60", "resized 80 %", "brighter 10 %", "darker 10 %", "cropped 3 %", "text burned in")
+
+
+def copy_of(image: Image.Image, kind: str) -> Image.Image:
+    """A near copy of an RGB image, as images come about that are saved again, scaled, cropped or marked."""
+    width, height = image.size
+    if kind == "JPEG q60":
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=60)
+        return Image.open(buffer).convert("RGB")
+    if kind == "resized 80 %":
+        return image.resize((round(width * 0.8), round(height * 0.8)), Image.Resampling.BICUBIC)
+    if kind in {"brighter 10 %", "darker 10 %"}:
+        return ImageEnhance.Brightness(image).enhance(1.1 if kind == "brighter 10 %" else 0.9)
+    if kind == "cropped 3 %":
+        left, top = round(width * 0.03), round(height * 0.03)
+        return image.crop((left, top, width - left, height - top))
+    marked = image.copy()
+    ImageDraw.Draw(marked).text((width * 0.7, height * 0.05), "R 12:07", fill=(255, 255, 255), font_size=height // 16)
+    return marked

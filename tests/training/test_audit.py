@@ -1,0 +1,145 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from space.errors import InputError
+from tests.conftest import ROOT
+from tests.images import copy_of, speckle, write_table
+from training import audit
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """20 patients with 3 images each; a given split, a pair of copies with two labels, an odd file and a broken one."""
+    folder, rows = tmp_path_factory.mktemp("audit") / "home", []
+    folder.mkdir()
+    for patient in range(20):
+        for frame in range(3):
+            name, label = f"{patient:02}-{frame}.png", ("normal", "sick")[patient % 2]
+            Image.fromarray(speckle(patient * 10 + frame)).save(folder / name)
+            rows.append([name, label, f"p{patient}", "A", "test" if patient < 4 else "train"])
+    copy_of(Image.open(folder / "05-1.png").convert("RGB"), "JPEG q60").save(folder / "again.jpg", quality=60)
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.new("L", (160, 120)).save(folder / "sick_black.png")
+    rows += [["again.jpg", "normal", "p20", "A", "train"], ["broken.png", "sick", "p21", "A", "train"]]
+    rows += [["sick_black.png", "normal", "p22", "A", "train"]]
+    write_table(folder / "metadata.csv", ["file_name", "label", "group", "site", "split"], *rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def away(home):
+    """12 images of another site, one of which is from home, byte for byte, and one in two sizes."""
+    folder = home.parent / "away"
+    for label in ("normal", "sick"):
+        (folder / label).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(speckle(1000 + number + 100 * (label == "sick"))).save(folder / label / f"{number}.png")
+    shutil.copy(home / "00-0.png", folder / "normal" / "theirs.png")
+    copy_of(Image.open(folder / "sick" / "1.png").convert("RGB"), "resized 80 %").save(folder / "sick" / "small.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audited(home, away, tmp_path_factory):
+    """The folder and the printed text of an audit of both."""
+    output = tmp_path_factory.mktemp("output") / "audit"
+    told = subprocess.run(
+        [sys.executable, "-m", "training.audit", home, away, "--output", output, "--strict"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return output, told
+
+
+def test_strict_ends_with_status_1_and_one_line_when_something_leaks(audited):
+    output, told = audited
+    assert told.returncode == 1
+    assert "error: 1 leaks found: 1 pairs of exact copies stand in diff" in told.stderr.splitlines()[-1]
+    assert sorted(os.listdir(output)) == ["audit.html", "audit.json"]
+
+
+def test_the_report_counts_copies_by_what_they_cross(audited, home, away):
+    report = json.loads((audited[0] / "audit.json").read_text())
+    exact, near = report["duplicates"]["exact"], report["duplicates"]["near"]
+    assert (exact["pairs"], exact["across_data"], exact["across_labels"]) == (1, 1, 0)
+    assert (near["pairs"], near["across_data"], near["across_labels"], near["across_groups"]) == (2, 0, 1, 2)
+    pairs = report["duplicates"]["crossing"]
+    crossing = {(pair["one"]["path"], pair["other"]["path"]): pair["across"] for pair in pairs}
+    assert crossing["00-0.png", "normal/theirs.png"] == ["sites", "data", "parts"]
+    assert crossing["05-1.png", "again.jpg"] == ["groups", "labels"]
+    assert {(file["path"], file["problem"]) for file in report["files"]} == {
+        ("broken.png", "broken"),
+        ("sick_black.png", "blank"),
+    }
+    told = report["data"][str(home)]
+    assert (told["images"], told["groups"], told["groups_are"]) == (63, 23, "given")
+    assert told["groups_with_copies_joined"] == 22
+    assert told["sites"] == {"A": {"normal": 32, "sick": 31}}
+    assert report["data"][str(away)]["groups_are"] == "none known"
+    names = report["labels"][str(home)]["contradicting_names"]
+    assert [(image["path"], image["label"]) for image in names] == [("sick_black.png", "normal")]
+    assert {found["feature"] for found in report["confounds"][str(home)]} == {"file", "brightness", "corners", "border"}
+
+
+def test_the_printed_page_says_what_matters_in_words(audited, home):
+    printed = audited[1].stdout
+    for line in (
+        f"{home}: 63 images in 23 groups (given)",
+        "leak: 1 pairs of exact copies stand in different parts, 00-0.png (test) and normal/theirs.png",
+        "warning: 1 images cannot be read",
+        "warning: 1 pairs of near copies have different labels",
+        "warning: 2 pairs of near copies are in different groups, which are joined",
+        "1 file names contradict their labels, sick_black.png (normal) for one",
+    ):
+        assert line in printed
+
+
+def test_the_page_has_the_pictures_of_the_pairs_inside(audited):
+    page = (audited[0] / "audit.html").read_text()
+    assert "05-1.png" in page
+    assert len(re.findall(r'<img src="data:image/jpeg;base64,[\w+/=]{500,}"', page)) >= 2 * 3 + 1
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is fetched from elsewhere
+
+
+def test_clean_data_passes_strict(home, tmp_path, capsys):
+    names = [f"{patient:02}-{frame}.png" for patient in range(20) for frame in range(3)]
+    rows = [[str(home / name), ("normal", "sick")[int(name[:2]) % 2], name[:2]] for name in names]
+    write_table(tmp_path / "list.csv", ["path", "label", "group"], *rows)
+    audit.main([str(tmp_path / "list.csv"), "--strict", "--output", str(tmp_path / "audit")])
+    assert "no leak between parts or data sets" in capsys.readouterr().out
+
+
+def test_groups_are_proposed_from_names_where_none_are_given_and_shown(home, tmp_path, capsys):
+    for label in ("normal", "sick"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for clip in range(5):
+            for frame in range(3):
+                source = home / f"{clip * 2 + (label == 'sick'):02}-{frame}.png"
+                shutil.copy(source, tmp_path / "data" / label / f"scan{clip}_{frame}.png")
+    audit.main([str(tmp_path / "data"), "--output", str(tmp_path / "audit")])
+    printed = capsys.readouterr().out
+    assert "30 images in 10 groups (proposed from file names (clip_frame))" in printed
+    assert re.search(r"largest groups: (normal|sick)/scan\d \(3\)", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["HOME", "HOME"], "found a data set twice"),
+        ([], "the following arguments are required: DATA"),
+        (["HOME", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_arguments_are_refused(home, tmp_path, arguments, message):
+    arguments = [str(home) if argument == "HOME" else argument for argument in arguments]
+    with pytest.raises(InputError, match=message):
+        audit.main([*arguments, "--output", str(tmp_path / "audit")])
+    assert not (tmp_path / "audit").exists()

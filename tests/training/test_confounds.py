@@ -1,0 +1,72 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.confounds import FAMILIES, find_confounds
+
+
+@pytest.fixture
+def images():
+    """Facts of 240 images of 60 patients that tell nothing, their labels (every other patient is sick) and groups."""
+    rng = np.random.default_rng(0)
+    columns = [column for family in FAMILIES.values() for column in family]
+    facts = pd.DataFrame({column: rng.random(240) for column in columns})
+    facts = facts.assign(format="PNG", mode=rng.choice(["L", "RGB"], 240), site="A")
+    groups = np.repeat(np.arange(60), 4)
+    return facts, groups % 2, groups.astype(str)
+
+
+def by_family(results):
+    return {result["feature"]: result for result in results}
+
+
+def test_features_that_tell_nothing_are_not_suspicious(images):
+    found = by_family(find_confounds(*images))
+    assert set(found) == {"file", "brightness", "corners", "border"}  # one site tells nothing by itself
+    for result in found.values():
+        assert not result["suspicious"]
+        assert result["ci95"][0] <= result["auc"] <= result["ci95"][1]
+        assert 0.3 < result["auc"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("column", "family"),
+    [("corner_top_left", "corners"), ("border_left", "border"), ("bytes_per_pixel", "file"), ("level_3", "brightness")],
+)
+def test_a_feature_that_tells_the_label_is_named(images, column, family):
+    facts, labels, groups = images
+    facts[column] += 0.8 * labels
+    found = by_family(find_confounds(facts, labels, groups))
+    assert [name for name, result in found.items() if result["suspicious"]] == [family]
+    assert found[family]["strongest"] == column
+    assert found[family]["auc"] > 0.85
+
+
+def test_texts_tell_as_well(images):
+    facts, labels, groups = images
+    facts["site"] = np.where(labels == 1, "Bochum", "Aachen")
+    facts["format"] = np.where(labels == 1, "JPEG", "PNG")
+    found = by_family(find_confounds(facts, labels, groups))
+    assert found["site"]["auc"] == found["file"]["auc"] == 1
+    assert found["site"]["strongest"] in {"site_Bochum", "site_Aachen"}
+
+
+def test_what_tells_the_patient_but_not_the_label_is_not_suspicious(images):
+    facts, labels, groups = images
+    shades = np.random.default_rng(1).random(60)
+    facts["corner_top_left"] = shades[groups.astype(int)]  # learnt by heart, were a patient in two folds
+    assert not by_family(find_confounds(facts, labels, groups))["corners"]["suspicious"]
+
+
+def test_three_classes_are_told_apart_too(images):
+    facts, _, groups = images
+    labels = groups.astype(int) % 3
+    facts["border_top"] += labels
+    found = by_family(find_confounds(facts, labels, groups))
+    assert found["border"]["suspicious"]
+
+
+def test_too_few_groups_give_no_answer(images):
+    facts, labels, groups = images
+    one_sick_patient = np.isin(groups, [str(number) for number in range(0, 60, 2)]) | (groups == "1")
+    assert find_confounds(facts[one_sick_patient], labels[one_sick_patient], groups[one_sick_patient]) == []

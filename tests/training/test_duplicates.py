@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.images import COPIES, copy_of, speckle
+from training.duplicates import near_copies, same_pixels
+from training.fingerprint import SIDE, take_fingerprints
+from training.sources import load_data, phantom_folder
+
+
+def thumbnails(images):
+    small = [image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+    return np.stack([np.asarray(image) for image in small])
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [Image.fromarray(speckle(seed)).convert("RGB") for seed in range(40)]
+
+
+def found(images, turned=False):
+    return {tuple(pair) for pair in near_copies(thumbnails(images), turned)[0].tolist()}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_every_kind_of_copy_is_found_and_nothing_else(pictures, kind):
+    assert found(pictures + [copy_of(picture, kind) for picture in pictures]) == {(n, n + 40) for n in range(40)}
+
+
+def test_planted_copies_among_the_phantom_s_frames(demo):
+    """200 copies of all kinds: at least 98 % are found, and at most 1 % of the pairs are of different patients."""
+    rows = load_data(phantom_folder())
+    prints = take_fingerprints(rows)
+    originals = np.random.default_rng(0).permutation(len(rows))[:200]
+    copies = [copy_of(rows[int(index)]["image"].convert("RGB"), COPIES[n % 6]) for n, index in enumerate(originals)]
+    pairs, _ = near_copies(np.concatenate([prints.thumbnails, thumbnails(copies)]))
+    pairs = {tuple(pair) for pair in pairs.tolist()}
+    planted = {(int(index), len(rows) + n) for n, index in enumerate(originals)}
+    group = [*rows["group"], *[rows["group"][int(index)] for index in originals]]
+    assert len(planted & pairs) >= 0.98 * len(planted)
+    assert sum(group[one] != group[other] for one, other in pairs) <= 0.01 * len(pairs)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE],
+    ids=lambda t: t.name,
+)
+def test_mirrored_and_turned_copies_are_found_when_asked_for(pictures, turn):
+    images = [*pictures, pictures[7].transpose(turn)]
+    assert found(images) == set()
+    assert found(images, turned=True) == {(7, 40)}
+
+
+def test_pairs_are_sorted_with_likeness_and_the_lower_index_first(pictures):
+    images = [*pictures[:5], copy_of(pictures[3], "JPEG q60"), copy_of(pictures[0], "cropped 3 %")]
+    pairs, likeness = near_copies(thumbnails(images))
+    assert pairs.tolist() == [[0, 6], [3, 5]]
+    assert likeness[1] > likeness[0] > 0.75
+
+
+def test_images_without_structure_have_no_copies():
+    blank = np.full((10, SIDE, SIDE), 90, np.uint8)
+    assert near_copies(blank)[0].shape == (0, 2)
+    assert near_copies(blank[:1])[0].shape == (0, 2)
+
+
+def test_equal_hashes_are_sets_and_no_hash_is_none():
+    assert same_pixels(["a", "b", "", "a", "", "a", "c"]) == [[0, 3, 5]]

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from training.groups import groups_from_names, merge
+
+CLIP = "clip_frame"
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        ([f"clips/{clip}_frame{frame}.png" for clip in "abcdefgh" for frame in range(4)], CLIP),
+        (
+            [f"{clip}-{frame:03}.jpg" for clip in ("Reg1", "Cov2", "Pne3", "Vir4", "Con5", "Eff6") for frame in (0, 7)],
+            "clip_frame",
+        ),
+        ([f"person{n}_bacteria_{k}.jpeg" for n in range(1, 9) for k in range(n * 3, n * 3 + 3)], "personNNN"),
+        ([f"NORMAL2-IM-{n:04}-{k:04}.jpeg" for n in range(1, 9) for k in range(3)], "IM-NNNN-NNNN"),
+    ],
+)
+def test_names_of_frames_give_a_group_for_each_clip_or_patient(names, pattern):
+    groups, used = groups_from_names(names)
+    assert used == pattern
+    clips = {}
+    for name, group in zip(names, groups, strict=True):
+        clips.setdefault(group, []).append(name)
+    assert {len(frames) for frames in clips.values()} == {len(names) // len(clips)}
+    assert len(clips) in (6, 8)
+
+
+def test_the_same_name_in_two_folders_is_two_groups():
+    names = [f"{label}/clip{n}_{k}.png" for label in ("normal", "sick") for n in range(4) for k in range(2)]
+    assert len(set(groups_from_names(names)[0])) == 8
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"image_{number}.png" for number in range(40)],  # numbers and no clips
+        [f"{word}.png" for word in ("heron", "finch", "robin", "wren", "crane", "stork")],
+        [f"{number}.png" for number in range(40)],
+    ],
+)
+def test_numbered_files_are_no_clips(names):
+    assert groups_from_names(names) == (names, "")
+
+
+def test_pairs_join_groups_whatever_their_order():
+    groups = ["d", "a", "b", "c", "a"]
+    joined = ["b", "a", "b", "c", "a"]
+    assert merge(groups, np.array([[0, 2]])) == joined
+    assert merge(groups, np.empty((0, 2), int)) == groups
+    chain = np.array([[0, 2], [2, 3], [3, 1]])
+    assert merge(groups, chain) == merge(groups, chain[::-1]) == ["a"] * 5

@@ -1,0 +1,272 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Picture
+
+from space.errors import InputError
+from tests.clips import write_clip
+from tests.conftest import ROOT
+from tests.dicom import write_dicom
+from tests.hub import Hub
+from tests.images import speckle, write_images, write_table
+from training import data
+from training.fingerprint import take_fingerprints
+from training.sources import UNLABELLED, load_data
+
+
+def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
+    write_images(tmp_path, "abnormal/1.png", "normal/1.png", "abnormal/2.jpg")
+    rows = load_data(tmp_path)
+    assert rows.features["label"] == ClassLabel(names=["normal", "abnormal"])
+    assert list(rows["path"]) == ["abnormal/1.png", "abnormal/2.jpg", "normal/1.png"]
+    assert list(rows["label"]) == [1, 1, 0]
+    assert rows[0]["image"].size == (9, 8)
+
+
+def test_folders_inside_class_folders_are_groups_and_files_without_one_are_their_own(tmp_path):
+    write_images(tmp_path, "sick/p1/1.png", "sick/p1/deep/2.png", "sick/p2/1.png", "normal/7.png")
+    assert list(load_data(tmp_path)["group"]) == ["normal/7.png", "sick/p1", "sick/p1", "sick/p2"]
+
+
+def test_folders_named_after_parts_hold_class_folders_and_are_a_given_split(tmp_path):
+    write_images(tmp_path, "train/sick/1.png", "train/normal/1.png", "val/sick/p1/1.png", "test/normal/1.png")
+    rows = load_data(tmp_path)
+    assert rows.features["label"].names == ["normal", "sick"]
+    assert dict(zip(rows["path"], rows["split"], strict=True)) == {
+        "test/normal/1.png": "test",
+        "train/normal/1.png": "train",
+        "train/sick/1.png": "train",
+        "val/sick/p1/1.png": "validation",
+    }
+    assert list(rows["group"])[-1] == "sick/p1"
+
+
+def test_file_names_with_test_in_them_are_rows_like_all_others(tmp_path):
+    names = ["images/a_test_1.png", "images/train_2.png", "images/test/3.png", "images/4.png"]
+    write_images(tmp_path, *names)
+    write_table(
+        tmp_path / "metadata.csv",
+        ["file_name", "label", "group", "site", "probe"],
+        *[
+            [name, label, f"g{index}", "home", "convex"]
+            for index, (name, label) in enumerate(zip(names, "abab", strict=True))
+        ],
+    )
+    rows = load_data(tmp_path)
+    assert list(rows["path"]) == names
+    assert list(rows["group"]) == ["g0", "g1", "g2", "g3"]
+    assert set(rows["site"]) == {"home"}
+    assert set(rows["probe"]) == {"convex"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_lists_images_beside_it(tmp_path, ending):
+    write_images(tmp_path, "a/1.png", "b.png", "unlisted.png")
+    table = pd.DataFrame({"path": ["a/1.png", "b.png"], "label": ["sick", "normal"], "patient": ["p1", None]})
+    write = {"csv": table.to_csv, "parquet": table.to_parquet}[ending]
+    write(tmp_path / f"list.{ending}", index=False)
+    rows = load_data(tmp_path / f"list.{ending}")
+    assert list(rows["path"]) == ["a/1.png", "b.png"]
+    assert list(rows["label"]) == [1, 0]
+    assert list(rows["group"]) == ["p1", "b.png"]
+    assert [image.size for image in rows["image"]] == [(9, 8), (9, 8)]
+
+
+def test_labels_are_mapped_by_name_whatever_their_order(tmp_path):
+    write_images(tmp_path, "sick/1.png", "normal/1.png")
+    rows = load_data(tmp_path, ["sick", "normal"])
+    assert rows.features["label"].names == ["sick", "normal"]
+    assert list(rows["label"]) == [1, 0]
+
+
+def test_other_data_may_lack_a_class_but_not_have_one_more(tmp_path):
+    write_images(tmp_path, "sick/1.png", "normal/1.png")
+    assert load_data(tmp_path, ["normal", "sick", "tumour"]).features["label"].names == ["normal", "sick", "tumour"]
+    with pytest.raises(InputError, match="found the classes normal, sick; expected only normal, covid"):
+        load_data(tmp_path, ["normal", "covid"])
+
+
+def test_an_empty_label_is_unlabelled(tmp_path):
+    write_images(tmp_path, "1.png", "2.png")
+    write_table(tmp_path / "metadata.csv", ["file_name", "label"], ["1.png", "sick"], ["2.png", ""])
+    assert list(load_data(tmp_path)["label"]) == [0, UNLABELLED]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    write_images(tmp_path, "sick/1.png", "normal/1.png")
+    assert len(load_data(tmp_path)) == 2
+    write_images(tmp_path, "sick/1.png", "normal/2.png")
+    assert len(load_data(tmp_path)) == 3
+    Picture.new("L", (30, 20)).save(tmp_path / "sick" / "1.png")
+    assert load_data(tmp_path)[2]["image"].size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("files", "table", "message"),
+    [
+        ([], None, "found no images; expected a folder for each class, or a table"),
+        (["loose.png", "normal/1.png"], None, "1 images outside class folders, loose.png"),
+        (["train/1.png", "test/1.png"], None, "2 images outside class folders, test/1.png"),
+        (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
+        (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
+        (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["1.png", "normal"]], "1 file names twice, 1.png"),
+        (["1.png"], [["file_name", "label"]], "found no images"),
+        (["1.png"], [["file_name", "label"], ["1.png", "sick", "more"]], "line 2 has more fields than the first"),
+    ],
+)
+def test_a_folder_that_cannot_be_taken_as_it_is_is_refused_in_one_line(tmp_path, files, table, message):
+    write_images(tmp_path, *files)
+    if table:
+        write_table(tmp_path / "metadata.csv", *table)
+    with pytest.raises(InputError, match=message) as refusal:
+        load_data(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "nowhere: no such folder"),
+        ("tests/nowhere", "tests/nowhere: no such folder"),  # and no data set of the Hub, for there is a folder tests
+        ("no/where", "no/where: no data set of the Hub that can be read, and no folder"),
+        ("nowhere.csv", "nowhere.csv: no such table"),
+        ("phantom?frames=3", r"phantom\?frames=3: unknown option frames; expected none"),
+        ("FOLDER?config=x", "unknown option config; expected frames"),
+        ("FOLDER?frames=0", "frames=0: expected a number of at least 1"),
+        ("FOLDER/text.csv", "text.csv: no table that can be read"),
+        ("FOLDER/text.parquet", "text.parquet: no table that can be read"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(ROOT)
+    for ending in ("csv", "parquet"):
+        (tmp_path / f"text.{ending}").write_bytes(b"\xff\xfe\x00no table")
+    with pytest.raises(InputError, match=message) as refusal:
+        load_data(source.replace("FOLDER", str(tmp_path)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub with the data set clinic/frames, 6 images to train on and 4 to validate."""
+    folder = tmp_path / "hub" / "clinic" / "frames" / "data"
+    folder.mkdir(parents=True)
+    features = Features(
+        {
+            "image": Image(),
+            "label": ClassLabel(names=["sick", "normal"]),
+            "patient_id": Value("string"),
+            "age": Value("int64"),
+        }
+    )
+    for part, count in (("train", 6), ("validation", 4)):
+        rows = {
+            "image": [Picture.fromarray(np.full((20, 20, 3), index * 9, np.uint8)) for index in range(count)],
+            "label": [index % 2 for index in range(count)],
+            "patient_id": [f"{part}-{index // 2}" for index in range(count)],
+            "age": [index + 40 for index in range(count)],
+        }
+        Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+    return Hub(tmp_path / "hub")
+
+
+def test_a_data_set_of_the_hub_is_read_whole_in_part_or_streamed(hub, tmp_path):
+    """Over HTTP with the unmodified client, in a process of its own: what it knows of the Hub is set at its start."""
+    code = """
+import json, sys
+import numpy as np
+from space.errors import InputError
+from training.sources import load_data
+
+for source in sys.argv[1:]:
+    try:
+        rows = load_data(source)
+        names = rows.features["label"].names
+        told = rows.remove_columns("image").to_dict() | {"label": [names[label] for label in rows["label"]]}
+        print(json.dumps(told | {"grey": [int(np.asarray(image).max()) for image in rows["image"]]}))
+    except InputError as error:
+        print(json.dumps(str(error)))
+"""
+    sources = ["", "?split=train", "?streaming=true", "?revision=nope", "?config=nope", "?sites=nope"]
+    sources = ["clinic/frames" + options for options in sources] + ["clinic/nothing"]
+    with hub.serve() as address:
+        told = subprocess.run(
+            [sys.executable, "-c", code, *sources],
+            env=os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+        )
+    assert told.returncode == 0, told.stderr
+    whole, train, streamed, *refused = map(json.loads, told.stdout.splitlines())
+    assert whole["label"] == ["sick", "normal"] * 5
+    assert whole["grey"] == [0, 9, 18, 27, 36, 45, 0, 9, 18, 27]
+    assert whole["group"][::2] == ["train-0", "train-1", "train-2", "validation-0", "validation-1"]
+    assert whole["split"] == ["train"] * 6 + ["validation"] * 4
+    assert whole["age"][:2] == ["40", "41"]
+    assert len(set(whole["path"])) == 10
+    assert train["grey"] == whole["grey"][:6]
+    assert streamed == whole
+    for answer, reason in zip(
+        refused, ["'nope' doesn't", "'nope' not found", "unknown option", "doesn't"], strict=True
+    ):
+        assert reason in answer
+        assert "\n" not in answer
+
+
+def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_them(tmp_path):
+    frames = np.stack([speckle(number, 60, 80) for number in range(5)])
+    write_dicom(tmp_path / "data" / "sick" / "study" / "IM0001", frames)
+    write_dicom(
+        tmp_path / "data" / "sick" / "study" / "IM0002", frames[0], PatientID="patient-8", BurnedInAnnotation="NO"
+    )
+    write_dicom(tmp_path / "data" / "normal" / "one.dcm", frames[1], PatientID="")
+    write_images(tmp_path / "data", "normal/plain.png")
+    (tmp_path / "data" / "sick" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    rows = load_data(f"{tmp_path / 'data'}?frames=3")
+    assert list(zip(rows["path"], rows["group"], rows["burned_in"], strict=True)) == [
+        ("normal/one.dcm", "normal/one.dcm", "yes"),
+        ("normal/plain.png", "normal/plain.png", ""),
+        ("sick/study/IM0001#0", "patient-7", "yes"),
+        ("sick/study/IM0001#2", "patient-7", "yes"),
+        ("sick/study/IM0001#4", "patient-7", "yes"),
+        ("sick/study/IM0002", "patient-8", "no"),
+    ]
+    assert np.array_equal(np.asarray(rows[3]["image"].convert("L")), frames[2])
+    data.main([f"{tmp_path / 'data'}?frames=3", "--output", str(tmp_path / "copy")])
+    written = [path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    kept = [Path(file["filename"]).read_bytes() for file in rows.cache_files]
+    assert len(written) == 7
+    for secret in (b"Doe", b"1970", b"Secret"):
+        assert not any(secret in content for content in written + kept)
+
+
+def test_a_clip_is_a_group_of_frames(tmp_path):
+    write_clip(tmp_path / "sick" / "clip.mp4", 21)
+    write_clip(tmp_path / "normal" / "other.gif", 2)
+    rows = load_data(f"{tmp_path}?frames=3")
+    assert list(rows["path"]) == ["normal/other.gif#0", "normal/other.gif#1"] + [
+        f"sick/clip.mp4#{number}" for number in (0, 10, 20)
+    ]
+    assert list(rows["group"]) == ["normal/other.gif"] * 2 + ["sick/clip.mp4"] * 3
+    assert list(rows["label"]) == [0, 0, 1, 1, 1]
+
+
+def test_a_broken_clip_is_a_row_whose_image_cannot_be_read(tmp_path):
+    write_images(tmp_path, "sick/1.png")
+    (tmp_path / "sick" / "clip.mp4").write_text("no clip")
+    rows = load_data(tmp_path)
+    assert take_fingerprints(rows).facts["broken"].str.startswith("it is no image").tolist() == [False, True]
+
+
+def test_clips_that_cannot_be_read_for_want_of_pyav_are_refused(tmp_path, monkeypatch):
+    write_clip(tmp_path / "sick" / "clip.mp4", 3)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match="pip install av"):
+        load_data(tmp_path)

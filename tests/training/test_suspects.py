@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.images import speckle
+from training.fingerprint import take_fingerprints
+from training.sources import load_data
+from training.suspects import contradicting_names, doubtful_labels, odd_images
+
+
+def test_tiny_blank_and_unlike_files_are_named(tmp_path):
+    (tmp_path / "sick").mkdir()
+    for number in range(20):
+        Image.fromarray(speckle(number)).save(tmp_path / "sick" / f"{number:02}.png")
+    Image.fromarray(speckle(20)).resize((50, 40)).save(tmp_path / "sick" / "20.png")
+    Image.new("L", (160, 120), 128).save(tmp_path / "sick" / "21.png")
+    colours = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "sick" / "22.png")
+    odd = odd_images(take_fingerprints(load_data(tmp_path)).facts)
+    assert dict(zip(odd["index"], odd["problem"], strict=True)) == {20: "tiny", 21: "blank", 22: "unlike"}
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "contradicts"),
+    [
+        ("sick_12.png", "normal", True),
+        ("covid/img_3.png", "normal", True),
+        ("patient_normal_3.png", "sick", True),
+        ("normal_3.png", "normal", False),
+        ("abnormal_3.png", "sick", False),
+        ("abnormal_3.png", "normal", True),
+        ("img_3.png", "normal", False),
+        ("normal/sick_3.png", "sick", False),  # says both
+        ("sickle.png", "normal", False),
+        ("sick_3.png", "", False),
+    ],
+)
+def test_names_that_contradict_the_label(path, label, contradicts):
+    paths, labels = [path, "a.png", "b.png"], [label, "normal", "sick"]
+    assert contradicting_names(paths, labels) == ([0] if contradicts else [])
+
+
+@pytest.fixture
+def striped(tmp_path):
+    """120 images of 40 patients: vertical stripes when sick, horizontal ones when normal."""
+    for patient in range(40):
+        label = ("normal", "sick")[patient % 2]
+        folder = tmp_path / label / f"p{patient:02}"
+        folder.mkdir(parents=True)
+        for frame in range(3):
+            stripes = np.sin(np.arange(128) / (3 + patient % 5) + frame)[None, :] * np.ones((128, 1))
+            stripes = stripes if label == "sick" else stripes.T
+            image = speckle(patient * 3 + frame, 128, 128) * 0.5 + 60 + stripes * 50
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{frame}.png")
+    rows = load_data(tmp_path)
+    return take_fingerprints(rows), np.asarray(rows["label"]), np.asarray(rows["group"])
+
+
+def test_swapped_labels_are_doubted_and_others_are_not(striped):
+    prints, labels, groups = striped
+    swapped = [5, 40, 77, 111]
+    labels[swapped] = 1 - labels[swapped]
+    found, own, auc = doubtful_labels(prints, np.arange(120), labels, groups)
+    assert set(found) == set(swapped)
+    assert (own < 0.1).all()
+    assert (np.diff(own) >= 0).all()
+    assert auc > 0.9
+
+
+def test_a_judge_who_knows_nothing_doubts_nobody(striped):
+    prints, _, groups = striped
+    shuffled = np.random.default_rng(0).permutation(np.repeat([0, 1], 20))
+    found, _, auc = doubtful_labels(prints, np.arange(120), shuffled[np.unique(groups, return_inverse=True)[1]], groups)
+    assert len(found) == 0
+    assert auc < 0.9
+
+
+def test_without_enough_groups_there_is_no_judge(striped):
+    prints, labels, _ = striped
+    found, _, auc = doubtful_labels(prints, np.arange(120), labels, (labels * 3 + np.arange(120) % 3).astype(str))
+    assert len(found) == 0
+    assert auc is None

@@ -1,0 +1,101 @@
+"""Can the label be told without looking at the anatomy? A small classifier tries, on what should not tell it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from training.fingerprint import LEVELS
+from training.metric.bootstrap import bootstrap, intervals
+
+SUSPICIOUS = 0.70  # AUC from which a feature is named in a warning
+FOLDS = 5
+FAMILIES = {
+    "file": ["width", "height", "aspect", "bytes_per_pixel", "quantization", "exif_tags", "format", "mode"],
+    "brightness": ["mean", "deviation", *(f"level_{index}" for index in range(LEVELS))],
+    "corners": [f"corner_{name}" for name in ("top_left", "top_right", "bottom_left", "bottom_right")],
+    "border": [f"border_{name}" for name in ("top", "bottom", "left", "right")],
+    "site": ["site"],
+}
+MEANINGS = {
+    "file": "frame size, format, compression and EXIF",
+    "brightness": "the brightness histogram",
+    "corners": "the four corners",
+    "border": "the outermost strip of pixels",
+    "site": "the site",
+}
+
+
+def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> list[dict]:
+    """How well each family of features tells the label (0, 1, ...) of images whose group was not trained on.
+
+    facts: a row for each image, with the columns of FAMILIES. Returns for each family that varies: feature, meaning,
+    auc, ci95 (over groups), strongest (the single column with the most to say), auc_strongest, suspicious. Families
+    are told by small gradient-boosted trees in StratifiedGroupKFold, with fewer than FOLDS groups of a class in as many
+    folds as there are. Returns nothing when a class has fewer than two groups.
+    """
+    smallest = min(len(set(groups[labels == label])) for label in np.unique(labels))
+    if len(np.unique(labels)) < 2 or smallest < 2:
+        return []
+    folds = list(
+        StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=seed).split(labels, labels, groups)
+    )
+    results = []
+    for family, columns in FAMILIES.items():
+        features = _numbers(facts[[column for column in columns if column in facts]])
+        features = features[:, features.std(axis=0) > 0] if features.size else features
+        if features.shape[1] == 0:
+            continue
+        probabilities = out_of_fold(features, labels, folds, seed)
+        auc = _auc(probabilities, labels)
+        _, numbered = np.unique(groups, return_inverse=True)
+        draws = bootstrap(probabilities, labels, probabilities.argmax(axis=1), numbered, 1000, seed)
+        strongest, alone = _strongest(facts[[column for column in columns if column in facts]], labels)
+        results.append(
+            {
+                "feature": family,
+                "meaning": MEANINGS[family],
+                "auc": auc,
+                "ci95": intervals(draws, np.unique(labels))["roc_auc"],
+                "strongest": strongest,
+                "auc_strongest": alone,
+                "suspicious": auc > SUSPICIOUS,
+            }
+        )
+    return results
+
+
+def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list, seed: int = 0) -> np.ndarray:
+    """Probabilities (images, classes) of gradient-boosted trees that were not trained on the image's fold."""
+    classes = np.unique(labels)
+    probabilities = np.zeros((len(labels), len(classes)))
+    for train, test in folds:
+        trees = HistGradientBoostingClassifier(
+            learning_rate=0.15, max_iter=30, max_leaf_nodes=8, min_samples_leaf=5, random_state=seed
+        )
+        told = trees.fit(features[train], labels[train]).predict_proba(features[test])
+        probabilities[np.ix_(test, np.searchsorted(classes, trees.classes_))] = told
+    return probabilities
+
+
+def _numbers(columns: pd.DataFrame) -> np.ndarray:
+    """Numeric columns as they are, texts as one column for each value."""
+    return pd.get_dummies(columns).to_numpy(float)
+
+
+def _auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    if probabilities.shape[1] == 2:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    return float(roc_auc_score(labels, probabilities, multi_class="ovr"))
+
+
+def _strongest(columns: pd.DataFrame, labels: np.ndarray) -> tuple[str, float]:
+    """The column whose values alone order the last class against the others best, in either direction."""
+    last = labels == labels.max()
+    numbers = pd.get_dummies(columns).astype(float)
+    aucs = {name: roc_auc_score(last, numbers[name]) for name in numbers}
+    name = max(aucs, key=lambda name: abs(aucs[name] - 0.5))
+    return str(name), float(max(aucs[name], 1 - aucs[name]))

@@ -1,0 +1,116 @@
+"""One look at every image: what duplicates, confounds and odd files are told by."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from tqdm.auto import tqdm
+
+from space.errors import InputError
+from space.images import load_image
+
+SIDE = 64  # of a thumbnail
+LEVELS = 16  # bins of the brightness histogram
+CORNER = 8  # side of a thumbnail's corner
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is known of n images without looking at them again.
+
+    thumbnails: (n, SIDE, SIDE) uint8, grey, each image squeezed to a square; on disk, for there may be many.
+    facts: n rows of numbers, see `_facts`; "pixels" is the SHA-256 of size and RGB values, "broken" why an image
+    cannot be read, or "" (then all other facts are missing and the thumbnail is black).
+    """
+
+    thumbnails: np.ndarray
+    facts: pd.DataFrame
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Indices of the images that can be read."""
+        return np.flatnonzero(self.facts["broken"].to_numpy() == "")
+
+
+def take_fingerprints(rows: Dataset) -> Fingerprints:
+    """Decode every image of a data set once."""
+    with tempfile.TemporaryFile() as file:  # which goes when nobody looks at the thumbnails any more
+        thumbnails = np.memmap(file, np.uint8, "w+", shape=(max(len(rows), 1), SIDE, SIDE))
+    undecoded = rows.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
+
+    def take(numbered: tuple[int, dict]) -> dict:
+        index, row = numbered
+        try:
+            content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            facts, thumbnails[index] = _facts(content, load_image(content))
+            return facts | {"broken": ""}
+        except (InputError, OSError) as error:
+            return {"pixels": "", "broken": str(error)}
+
+    with ThreadPoolExecutor() as pool:
+        progress = tqdm(enumerate(undecoded), total=len(rows), desc="looking", unit="image", leave=False)
+        return Fingerprints(thumbnails[: len(rows)], pd.DataFrame(pool.map(take, progress)))
+
+
+def require_readable(rows: Dataset, broken: list[str]) -> None:
+    """Raise InputError, with the number and the first few names, when some of the reasons `broken` are not ""."""
+    named = [f"{path} ({reason})" for path, reason in zip(rows["path"], broken, strict=True) if reason]
+    if named:
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        raise InputError(f"found {len(named)} of {len(rows)} images broken: {'; '.join(named[:3])}{more}")
+
+
+def _facts(content: bytes, image: Image.Image) -> tuple[dict, np.ndarray]:
+    width, height = image.size
+    facts = {"pixels": hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()}
+    facts |= _file_facts(content, width, height)
+    grey = image.convert("L")
+    histogram = np.array(grey.histogram()) / (width * height)
+    thumbnail = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
+    facts |= {
+        "mean": float(histogram @ np.arange(256)) / 255,
+        "deviation": float(np.sqrt(histogram @ (np.arange(256) - histogram @ np.arange(256)) ** 2)) / 255,
+        "black": float(histogram[:6].sum()),
+        "white": float(histogram[-6:].sum()),
+        "entropy": float(-(histogram[histogram > 0] * np.log2(histogram[histogram > 0])).sum()),
+        "most_common": float(histogram.max()),
+    }
+    levels = histogram.reshape(LEVELS, -1).sum(axis=1)
+    facts |= {f"level_{index}": float(share) for index, share in enumerate(levels)}
+    small = thumbnail.astype(np.float32) / 255
+    corners = {
+        "top_left": small[:CORNER, :CORNER],
+        "top_right": small[:CORNER, -CORNER:],
+        "bottom_left": small[-CORNER:, :CORNER],
+        "bottom_right": small[-CORNER:, -CORNER:],
+    }
+    strips = {"top": small[:1], "bottom": small[-1:], "left": small[:, :1], "right": small[:, -1:]}
+    facts |= {f"corner_{name}": float(part.mean()) for name, part in corners.items()}
+    facts |= {f"border_{name}": float(part.mean()) for name, part in strips.items()}
+    colours = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
+    facts["colour"] = float((colours.max(axis=2) - colours.min(axis=2)).mean())
+    facts["edges"] = float(np.abs(np.diff(small, axis=0)).mean() + np.abs(np.diff(small, axis=1)).mean())
+    return facts, thumbnail
+
+
+def _file_facts(content: bytes, width: int, height: int) -> dict:
+    share = len(content) / (width * height)
+    facts = {"width": width, "height": height, "aspect": width / height, "bytes_per_pixel": share}
+    with Image.open(io.BytesIO(content)) as file:
+        quantization = getattr(file, "quantization", None) or {}
+        return facts | {
+            "format": file.format or "",
+            "mode": file.mode,
+            "quantization": float(sum(sum(table) for table in quantization.values())),
+            "exif_tags": float(len(file.getexif())),
+        }

@@ -1,0 +1,60 @@
+"""Groups (patients or clips) for data that names none: proposed from file names and from copies."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+# What precedes the number of the frame in common names; the first that fits a name is taken.
+PATTERNS = {
+    "personNNN": re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+", re.IGNORECASE),
+    "IM-NNNN-NNNN": re.compile(r".*IM-\d+(?=-\d+)"),
+    "clip_frame": re.compile(r".*?(?=[ _.-]*(frame|frm|img|image|slice|f)?[ _.-]*#?\d+$)", re.IGNORECASE),
+}
+LARGEST = 0.2  # share of the images that one proposed group may have
+FEWEST = 6  # groups that names must make to be believed
+
+
+def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
+    """A group for each path by the patterns of its name, and which patterns they were; the path itself where none fits.
+
+    Names that would put a fifth of the images into one group, or make fewer than FEWEST groups of several images, are
+    numbers and no clips: then every path is its own group and the pattern is "".
+    """
+    groups, used = [], Counter()
+    for path in paths:
+        name = PurePosixPath(path.partition("#")[0])
+        stem = name.stem + path.partition("#")[2]
+        group = path
+        for pattern, expression in PATTERNS.items():
+            found = expression.search(stem) if pattern == "personNNN" else expression.match(stem)
+            if found and found.group():
+                group = (name.parent / found.group()).as_posix()
+                used[pattern] += 1
+                break
+        groups.append(group)
+    sizes = Counter(groups)
+    several = [size for size in sizes.values() if size > 1]
+    if len(several) < FEWEST or max(sizes.values()) > LARGEST * len(groups):
+        return list(paths), ""
+    return groups, ", ".join(pattern for pattern, _ in used.most_common())
+
+
+def merge(groups: Sequence[str], pairs: np.ndarray) -> list[str]:
+    """Groups joined where a pair of images (n, 2) links two of them; a joined one has the name that sorts first."""
+    parent = {group: group for group in groups}
+
+    def find(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    for one, other in pairs:
+        first, second = sorted((find(groups[one]), find(groups[other])))
+        parent[second] = first
+    return [find(group) for group in groups]

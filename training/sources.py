@@ -1,0 +1,339 @@
+"""DATA: what a data set can be read from, and the rows that it becomes.
+
+    FOLDER                       class folders, or metadata.csv; images, DICOM files and clips
+    TABLE.csv, TABLE.parquet     the columns path (or file_name) and label, and if known group, site, split
+    user/name                    a data set of the Hub
+    phantom                      the embedded simulation
+
+Options follow after a question mark: `FOLDER?frames=16` (frames of a clip or of a DICOM file with many),
+`user/name?config=small&split=train&revision=main&streaming=true`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from filelock import FileLock
+
+from space import clips
+from space.clips import import_av, read_clip
+from space.dicom import DicomFile, is_dicom
+from space.errors import InputError
+from space.images import SUFFIXES
+from training import phantom, ultrasound
+from training.outputs import new_folder
+
+UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
+FRAMES = 8  # of a clip, where nothing else is said
+PART_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
+GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": set()}
+
+
+def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
+    """Read DATA as rows with the columns image, label, group, site, path, and as text whatever else is known of them.
+
+    labels: the class names in the order wanted; by default normal first, then the others by name. label is a
+    ClassLabel, UNLABELLED where it is not known; path is relative to the folder or table, with #NUMBER for a frame of
+    a clip; group is the patient or clip, or the path itself where none is known. Images stay on disk until they are
+    looked at. Raises InputError when DATA cannot be taken as it is.
+    """
+    datasets.disable_progress_bars()
+    place, options = _parse(str(source))
+    if place == "phantom":
+        _check_options(source, options, "phantom")
+        rows = _read_files(phantom_folder(), FRAMES)
+    elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
+        _check_options(source, options, "files")
+        rows = _read_files(Path(place), _number(options.get("frames", FRAMES)))
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).parent.is_dir():
+        _check_options(source, options, "hub")
+        rows = _read_hub(place, options)
+    else:
+        raise InputError(
+            f"{place}: no such folder; expected an image folder, a .csv or .parquet table, user/name on the Hub, "
+            "or phantom"
+        )
+    return _with_class_labels(rows, labels, place)
+
+
+def phantom_folder() -> Path:
+    """The folder of the phantom in the cache of `datasets`; made when it is not there yet."""
+    code = b"".join(Path(module.__file__).read_bytes() for module in (phantom, ultrasound))
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"chest-opacity-phantom-{hashlib.sha256(code).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with new_folder(folder) as work:
+                phantom.write_phantom(work)
+    return folder
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(here, name)
+            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
+                yield path
+
+
+def _parse(source: str) -> tuple[str, dict[str, str]]:
+    if Path(source).exists():
+        return source, {}
+    place, _, options = source.partition("?")
+    return place, dict(parse_qsl(options, keep_blank_values=True))
+
+
+def _check_options(source: str | Path, options: dict[str, str], kind: str) -> None:
+    for name in options.keys() - OPTIONS[kind]:
+        known = ", ".join(sorted(OPTIONS[kind])) or "none"
+        raise InputError(f"{source}: unknown option {name}; expected {known}")
+
+
+def _number(text: str | int) -> int:
+    if not str(text).isdigit() or int(text) < 1:
+        raise InputError(f"frames={text}: expected a number of at least 1")
+    return int(text)
+
+
+def _read_files(place: Path, frames: int) -> Dataset:
+    """The rows of a folder or table, on disk; label is still text."""
+    columns, digest = _survey(place)
+    return Dataset.from_generator(
+        _rows,
+        features=Features({"image": Image()} | {name: Value("string") for name in columns}),
+        gen_kwargs={"place": str(place.resolve()), "frames": frames, "columns": tuple(columns), "digest": digest},
+    )
+
+
+def _survey(place: Path) -> tuple[list[str], str]:
+    """Look through a listing without keeping it: its columns, and a digest that changes when any file does."""
+    root = place if place.is_dir() else place.parent
+    digest, columns, number, seen, of_many = hashlib.sha256(), [], 0, set(), False
+    doubled, missing = [], []
+    for row in _listing(place):
+        path, number = row["path"], number + 1
+        columns = columns or list(row)
+        if hash(path) in seen:
+            doubled.append(path)
+        seen.add(hash(path))
+        try:
+            state = os.stat(root / path)
+        except OSError:
+            missing.append(path)
+            continue
+        if Path(path).suffix.lower() in clips.SUFFIXES:
+            import_av()
+        of_many = of_many or Path(path).suffix.lower() in clips.SUFFIXES or is_dicom(root / path)
+        digest.update(f"{row}{state.st_size}{state.st_mtime_ns}".encode())
+    if not number:
+        raise InputError(f"{place}: found no images; expected a folder for each class, or a table with a row for each")
+    if doubled:
+        raise InputError(f"{place}: found {len(doubled)} file names twice, {doubled[0]} for one; name each once")
+    if missing:
+        raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
+    return columns + ["burned_in"] * (of_many and "burned_in" not in columns), digest.hexdigest()
+
+
+def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Iterator[dict]:
+    """Rows of a listing; clips and DICOM files as their frames in PNG bytes, with nothing else of the file."""
+    root = Path(place) if Path(place).is_dir() else Path(place).parent
+    told = root != Path(place) or (root / "metadata.csv").is_file()
+    for row in _listing(Path(place)):
+        file = root / row["path"]
+        row = dict.fromkeys(columns, "") | row
+        group = row["group"]
+        try:
+            if file.suffix.lower() in clips.SUFFIXES:
+                pictures = read_clip(file, frames)
+            elif is_dicom(file):
+                dicom = DicomFile(file)
+                numbers = np.unique(np.linspace(0, dicom.frames - 1, frames).round().astype(int)).tolist()
+                pictures = [(number, dicom.frame(number)) for number in numbers]
+                row["burned_in"] = dicom.burned_in
+                group = (group if told else "") or dicom.patient or group
+            else:
+                pictures = []
+        except InputError:  # whoever looks at the image will say why
+            pictures = []
+        if not pictures:
+            yield {"image": {"path": str(file), "bytes": None}, **row, "group": group or row["path"]}
+        for number, picture in pictures:
+            path = f"{row['path']}#{number}" if len(pictures) > 1 else row["path"]
+            image = {"path": None, "bytes": _png(picture)}
+            yield {"image": image, **row, "path": path, "group": group or row["path"]}
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _listing(place: Path) -> Iterator[dict[str, str]]:
+    """The rows of a folder or table as text: path, label, group, site, and the others under their own names."""
+    if place.is_dir() and not (place / "metadata.csv").is_file():
+        return _class_folders(place)
+    return _table(place / "metadata.csv" if place.is_dir() else place)
+
+
+def _table(file: Path) -> Iterator[dict[str, str]]:
+    names = None
+    try:
+        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file):
+            names = names or _column_names(file, list(row))
+            renamed = {name: row[old] for name, old in names.items()}
+            yield {"group": "", "site": ""} | renamed
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such table") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
+
+
+def _csv(file: Path) -> Iterator[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, restval="")
+        for row in reader:
+            if None in row:
+                raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
+            yield row
+        if reader.line_num < 2:
+            _column_names(file, reader.fieldnames or [])
+
+
+def _parquet(file: Path) -> Iterator[dict[str, str]]:
+    for batch in pq.ParquetFile(file).iter_batches(1024):
+        for row in batch.to_pylist():
+            yield {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def _column_names(file: Path, found: list[str]) -> dict[str, str]:
+    """Our names of a table's columns and its own: path, label and group may be called otherwise."""
+    path, label, group = (next((name for name in names if name in found), None) for names in (PATHS, LABELS, GROUPS))
+    if path is None or label is None:
+        raise InputError(f"{file}: found the columns {', '.join(found)}; expected path (or file_name) and label")
+    ours = {"path": path, "label": label} | ({"group": group} if group else {})
+    others = {name: name for name in found if name not in {path, label, group, "image", "merged", "pixels"}}
+    return ours | others
+
+
+def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
+    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    depth = 1 if top and top <= PART_OF.keys() else 0  # train/normal/1.png
+    loose = []
+    for file in image_files(folder):
+        path = file.relative_to(folder)
+        if len(path.parts) < depth + 2:
+            loose.append(path)
+            continue
+        inner = path.parts[depth:]
+        group = "/".join(inner[:2]) if len(inner) > 2 else ""
+        row = {"path": path.as_posix(), "label": inner[0], "group": group, "site": ""}
+        yield row | ({"split": PART_OF[path.parts[0].lower()]} if depth else {})
+    if loose:
+        raise InputError(
+            f"{folder}: found {len(loose)} images outside class folders, {loose[0]} for one; "
+            "put each into a folder named after its class, or list them in metadata.csv (file_name, label)"
+        )
+
+
+def _read_hub(place: str, options: dict[str, str]) -> Dataset:
+    """A data set of the Hub; all of its splits, named in the column split, unless one is asked for."""
+    streaming = options.get("streaming", "").lower() == "true"
+    try:
+        found = datasets.load_dataset(
+            place,
+            options.get("config"),
+            split=options.get("split"),
+            revision=options.get("revision"),
+            streaming=streaming,
+        )
+        parts = found if isinstance(found, dict) else {options["split"]: found}
+        parts = {name: _stream(part, place, options, name) if streaming else part for name, part in parts.items()}
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
+    return datasets.concatenate_datasets([_hub_rows(part, place, name) for name, part in parts.items()])
+
+
+def _stream(part: datasets.IterableDataset, place: str, options: dict[str, str], name: str) -> Dataset:
+    """Read a split over the network, row by row onto disk, without downloading its files first."""
+    features = part.features or part._resolve_features().features
+    undecoded = part.cast_column("image", Image(decode=False)) if "image" in features else part
+
+    def rows(place: str, options: dict[str, str], name: str) -> Iterator[dict]:  # the arguments name the cache
+        yield from undecoded
+
+    named = {"place": place, "options": options, "name": name}
+    return Dataset.from_generator(rows, features=features, gen_kwargs=named)
+
+
+def _hub_rows(part: Dataset, place: str, split: str) -> Dataset:
+    features = part.features
+    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+    label = next((name for name in LABELS if name in features), None)
+    if not pictures or label is None:
+        found = ", ".join(features)
+        raise InputError(f"{place}: found the columns {found}; expected one of images, and label")
+    picture = pictures[0]
+    names = getattr(features[label], "names", None)
+    group = next((name for name in GROUPS if name in features), None)
+
+    def text(name: str | None) -> list[str]:
+        return ["" if value is None else str(value) for value in part[name]] if name else [""] * len(part)
+
+    labels = text(label)
+    if names:
+        labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
+    stored = part.cast_column(picture, Image(decode=False))[picture]
+    paths = [f"{split}/{index}-{Path(image['path'] or '').name}".rstrip("-") for index, image in enumerate(stored)]
+    columns = {
+        "label": labels,
+        "group": [value or path for value, path in zip(text(group), paths, strict=True)],
+        "site": text("site" if "site" in features else None),
+        "path": paths,
+        "split": [PART_OF.get(split, split)] * len(part),
+    }
+    kept = {picture, label, group, "site", "path", "split"}
+    columns |= {name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value)}
+    rows = part.select_columns([picture])
+    rows = rows if picture == "image" else rows.rename_column(picture, "image")
+    for name, values in columns.items():
+        rows = rows.add_column(name, values, feature=Value("string"))
+    return rows
+
+
+def _with_class_labels(rows: Dataset, wanted: list[str] | None, source: str) -> Dataset:
+    found = rows["label"]
+    names = sorted(set(found) - {""}, key=lambda name: (name != "normal", name))
+    if wanted is not None:
+        strange = [name for name in names if name not in wanted]
+        if strange:
+            raise InputError(f"{source}: found the classes {', '.join(names)}; expected only {', '.join(wanted)}")
+        names = list(wanted)
+    index = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
+    others = [name for name in rows.column_names if name not in {"image", "label", "group", "site", "path"}]
+    labelled = rows.remove_columns("label").add_column(
+        "label", [index[name] for name in found], feature=ClassLabel(names=names)
+    )
+    return labelled.select_columns(["image", "label", "group", "site", "path", *others])

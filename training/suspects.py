@@ -1,0 +1,120 @@
+"""Images and labels that deserve a second look."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from training.fingerprint import LEVELS, SIDE, Fingerprints
+
+TINY = 64  # pixels of the shorter side under which an image is too small
+FAR = 10  # robust deviations from the median at which an image is unlike the rest
+FOLDS = 5
+TRUSTED = 0.9  # AUC that a model must have to question labels
+DOUBTFUL = 0.1  # out-of-fold probability of its own label under which a label is doubtful
+LOOKS = ("mean", "deviation", "black", "white", "entropy", "colour", "edges")
+LEAST_SPREAD = (0.02, 0.02, 0.02, 0.005, 0.2, 0.01, 0.005)  # of LOOKS, where nearly all images are alike
+# Words in file names that speak for one of the two usual classes, whatever the folder calls them.
+WORDS = {
+    "normal": {"normal", "healthy", "regular", "reg", "negative"},
+    "sick": {"sick", "ill", "abnormal", "pneumonia", "pneu", "covid", "cov", "viral", "virus", "bacteria", "positive"},
+}
+
+
+def odd_images(facts: pd.DataFrame) -> pd.DataFrame:
+    """Images that are tiny, blank, or unlike the rest: columns index, problem ("tiny", "blank", "unlike"), distance.
+
+    facts are those of `fingerprint`, of readable images only. "unlike": brightness, colour, entropy or edges lie FAR
+    median absolute deviations from the median.
+    """
+    rows = []
+    spread = facts[list(LOOKS)].to_numpy(float)
+    middle = np.median(spread, axis=0)
+    deviation = np.maximum(1.4826 * np.median(np.abs(spread - middle), axis=0), LEAST_SPREAD)
+    distances = (np.abs(spread - middle) / deviation).max(axis=1)
+    for index, distance in zip(facts.index, distances, strict=True):
+        image = facts.loc[index]
+        if image["deviation"] < 0.01 or image["most_common"] > 0.995:
+            rows.append((index, "blank", distance))
+        elif min(image["width"], image["height"]) < TINY:
+            rows.append((index, "tiny", distance))
+        elif distance > FAR:
+            rows.append((index, "unlike", distance))
+    return pd.DataFrame(rows, columns=["index", "problem", "distance"])
+
+
+def contradicting_names(paths: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Indices of images whose file or folder names hold a word for another class and none for their own.
+
+    labels are class names, "" where unknown. A word that stands in the names of several classes alike, such as the
+    folder pneumonia_study, says nothing and is passed over.
+    """
+    classes = sorted(set(labels) - {""})
+    words = {name: {name.lower()} | WORDS.get(name.lower(), set()) for name in classes}
+    contradictions = []
+    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        if not label:
+            continue
+        found = set(re.findall(r"[a-z]+", PurePosixPath(path).with_suffix("").as_posix().lower()))
+        others = set().union(*(words[name] for name in classes if name != label)) - words[label]
+        if found & others and not found & words[label]:
+            contradictions.append(index)
+    return contradictions
+
+
+def doubtful_labels(
+    prints: Fingerprints, chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Images whose label is contradicted, with high confidence, by a model that did not see their group.
+
+    chosen: indices of readable, labelled images; labels (0, 1, ...) and groups are theirs. Returns positions in
+    `chosen`, the probability of the own label of each, lowest first, and the model's AUC. A model with an AUC under
+    TRUSTED judges nobody; where a class has too few groups there is none. It is a logistic regression on gradients and
+    brightness of the thumbnails, out of fold as in Northcutt et al., Confident learning, JAIR 2021.
+    """
+    nobody = np.empty(0, int), np.empty(0)
+    smallest = min((len(set(groups[labels == label])) for label in np.unique(labels)), default=0)
+    if len(np.unique(labels)) < 2 or smallest < FOLDS:
+        return *nobody, None
+    levels = prints.facts.loc[chosen, [f"level_{index}" for index in range(LEVELS)]].to_numpy(float)
+    features = np.column_stack([_gradients(prints.thumbnails[chosen]), levels])
+    parts = min(60, len(chosen) // 2, features.shape[1])
+    model = make_pipeline(StandardScaler(), PCA(parts, random_state=seed), LogisticRegression(C=0.05, max_iter=1000))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    told = cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")
+    score = told[:, 1] if told.shape[1] == 2 else told
+    auc = float(roc_auc_score(labels, score, multi_class="ovr"))
+    if auc < TRUSTED:
+        return *nobody, auc
+    own = told[np.arange(len(labels)), np.unique(labels, return_inverse=True)[1]]
+    found = np.flatnonzero(own < DOUBTFUL)
+    found = found[np.argsort(own[found], kind="stable")]
+    return found, own[found], auc
+
+
+def _gradients(thumbnails: np.ndarray, cell: int = 8, directions: int = 9) -> np.ndarray:
+    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), without blocks: (n, cells * directions)."""
+    images = thumbnails.astype(np.float32)
+    down, across = np.gradient(images, axis=1), np.gradient(images, axis=2)
+    strength = np.hypot(down, across)
+    direction = np.minimum((np.arctan2(down, across) % np.pi / np.pi * directions).astype(int), directions - 1)
+    cells = SIDE // cell
+    histograms = np.stack(
+        [
+            (strength * (direction == index)).reshape(-1, cells, cell, cells, cell).sum(axis=(2, 4))
+            for index in range(directions)
+        ],
+        axis=-1,
+    )
+    length = np.linalg.norm(histograms, axis=-1, keepdims=True)
+    return np.sqrt(histograms / (length + 10)).reshape(len(images), -1)
