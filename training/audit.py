@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 from datasets import Dataset, Image, concatenate_datasets
+from threadpoolctl import threadpool_limits
 
 from space.errors import InputError
 from space.images import load_image
@@ -26,7 +27,7 @@ from training.duplicates import near_copies, same_pixels
 from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, merge
 from training.outputs import new_file
-from training.sources import load_data
+from training.sources import load_data, unlisted_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
 RELATIONS = ("group", "label", "site", "data", "part")
@@ -69,13 +70,18 @@ def audit_data(named: Mapping[str, Dataset], turned: bool = False, sites: Sequen
     number = images["data"].map({name: str(index) for index, name in enumerate(named)})
     images["merged"] = merge((number + ":" + images["group"]).tolist(), pairs[["one", "other"]].to_numpy(int))
     report = {
-        "data": {name: _describe(images[images["data"] == name], sources[name]) for name in named},
+        "data": {
+            name: _describe(images[images["data"] == name], sources[name]) | {"unlisted": unlisted_files(name)}
+            for name in named
+        },
         "files": _files(images, prints),
         "duplicates": _duplicates(images, pairs),
-        "confounds": {name: _confounds(_judged(images, prints, name, sites), prints) for name in named},
-        "labels": {name: _labels(_judged(images, prints, name, sites), images, prints) for name in named},
         "leaks": find_leaks(images, pairs),
     }
+    with threadpool_limits(1):  # for such small models threads wait for each other, on a busy machine for minutes
+        judged = {name: _judged(images, prints, name, sites) for name in named}
+        report["confounds"] = {name: _confounds(rows, prints) for name, rows in judged.items()}
+        report["labels"] = {name: _labels(rows, images, prints) for name, rows in judged.items()}
     report["warnings"] = _warnings(report)
     return Audit(rows, images, prints, pairs, report)
 
@@ -250,6 +256,11 @@ def _warnings(report: dict) -> list[str]:
         if counts["across_groups"]:
             lines.append(f"{counts['across_groups']} pairs of {kind} copies are in different groups, which are joined")
     for name, data in report["data"].items():
+        if data["unlisted"]:
+            lines.append(
+                f"{name}: {len(data['unlisted'])} image files are not in its metadata.csv and are left out, "
+                f"{data['unlisted'][0]} for one"
+            )
         if data["groups_are"].startswith("proposed"):
             shown = ", ".join(f"{group} ({count} images)" for group, count in data["largest_groups"].items())
             lines.append(f"{name}: {data['groups']} groups are {data['groups_are']}, such as {shown}")

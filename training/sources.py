@@ -97,6 +97,16 @@ def image_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
+def unlisted_files(source: str | Path) -> list[str]:
+    """Image files of a folder that its metadata.csv does not name, and which are therefore no rows; masks/ aside."""
+    folder = Path(_parse(str(source))[0])
+    if not (folder / "metadata.csv").is_file():
+        return []
+    listed = {Path(row["path"]).as_posix() for row in _listing(folder)}
+    paths = (file.relative_to(folder) for file in image_files(folder))
+    return [path.as_posix() for path in paths if path.as_posix() not in listed and path.parts[0] != "masks"]
+
+
 def _parse(source: str) -> tuple[str, dict[str, str]]:
     if Path(source).exists():
         return source, {}

@@ -16,13 +16,14 @@ from training.fingerprint import take_fingerprints
 from training.phantom import write_phantom
 from training.sources import load_data
 
+# VmHWM and not getrusage's ru_maxrss, which a new process inherits from the one that started it.
 READ = """
-import resource, sys
+import re, sys
 from training.sources import load_data
 
 rows = load_data(sys.argv[1])
 seen = sum(row["image"].size[0] > 0 for row in rows)
-print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(seen, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 

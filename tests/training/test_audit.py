@@ -16,7 +16,7 @@ from training import audit
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """20 patients with 3 images each; a given split, a pair of copies with two labels, an odd file and a broken one."""
+    """20 patients with 3 images each; a given split, copies with two labels, and an odd, a broken and an unlisted file."""
     folder, rows = tmp_path_factory.mktemp("audit") / "home", []
     folder.mkdir()
     for patient in range(20):
@@ -26,6 +26,7 @@ def home(tmp_path_factory):
             rows.append([name, label, f"p{patient}", "A", "test" if patient < 4 else "train"])
     copy_of(Image.open(folder / "05-1.png").convert("RGB"), "JPEG q60").save(folder / "again.jpg", quality=60)
     (folder / "broken.png").write_bytes(b"no image")
+    shutil.copy(folder / "00-0.png", folder / "forgotten.png")
     Image.new("L", (160, 120)).save(folder / "sick_black.png")
     rows += [["again.jpg", "normal", "p20", "A", "train"], ["broken.png", "sick", "p21", "A", "train"]]
     rows += [["sick_black.png", "normal", "p22", "A", "train"]]
@@ -95,6 +96,7 @@ def test_the_printed_page_says_what_matters_in_words(audited, home):
         f"{home}: 63 images in 23 groups (given)",
         "leak: 1 pairs of exact copies stand in different parts, 00-0.png (test) and normal/theirs.png",
         "warning: 1 images cannot be read",
+        f"warning: {home}: 1 image files are not in its metadata.csv and are left out, forgotten.png for one",
         "warning: 1 pairs of near copies have different labels",
         "warning: 2 pairs of near copies are in different groups, which are joined",
         "1 file names contradict their labels, sick_black.png (normal) for one",
