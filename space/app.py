@@ -40,27 +40,23 @@ FONTS = ["system-ui", "sans-serif"]  # none is fetched from elsewhere
 
 
 def answer(predictor: Predictor, file: str | None) -> tuple[dict[str, float] | None, Image.Image | None, str]:
-    """Classify one image file: {label: probability}, the overlay (None when the model allows none), a sentence."""
+    """Classify one image file: {label: probability}, the overlay, a sentence."""
     if file is None:
         return None, None, ""
     try:
         image = load_image(file)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    if predictor.explains:
-        probabilities, maps = predictor.explain([image])
-    else:
-        probabilities, maps = predictor.probabilities([image]), None
-    index = predictor.decide(probabilities)[0]
-    label = predictor.labels[index]
-    seen = overlay(image, maps[0, index]) if maps is not None else None
+    found = predictor.answer([image], predictor.methods[0])[0]
+    label = predictor.labels[predictor.decide(found.probabilities[None])[0]]
     said = f"The model calls this image **{label}**."
     if len(predictor.labels) == 2:
-        positive, probability = predictor.labels[1], probabilities[0, 1]
+        positive, probability = predictor.labels[1], found.probabilities[1]
         said += f" Its probability of {positive} is {probability:.3f}; {predictor.threshold:.3g} or more is {positive}."
-    if seen is None:
-        said += " There is no overlay: the network does not end in average pooling and one linear layer."
-    return dict(zip(predictor.labels, probabilities[0].tolist(), strict=True)), seen, said
+    if found.abstained:
+        said = f"**This image is not like those that the model was trained on: its answer means nothing.** {said}"
+    told = dict(zip(predictor.labels, found.probabilities.tolist(), strict=True))
+    return told, overlay(image, found.saliency), said
 
 
 def build_page(predictor: Predictor, name: str) -> gr.Blocks:

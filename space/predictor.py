@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,30 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
+from space.abstention import Abstention, stage_features
 from space.errors import InputError
 from space.images import load_image
-from space.saliency import class_activation_maps, linear_head
+from space.saliency import class_maps, methods_for, pooled_features, saliency_maps
 
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
+
+
+class Answer(NamedTuple):
+    """What the model says of one image.
+
+    probabilities: (classes,), float64, they sum to 1. distance: how unlike the training images it is, in units of the
+    largest distance that is accepted; NaN when the model does not know. saliency: (rows, columns), what speaks for the
+    class that is called; None unless asked for.
+    """
+
+    probabilities: np.ndarray
+    distance: float
+    saliency: np.ndarray | None = None
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the image is too unlike the training images for an answer that can be relied on."""
+        return self.distance > 1
 
 
 class Predictor:
@@ -25,6 +45,7 @@ class Predictor:
 
     labels: the names of the classes by index; the last one is the positive one.
     threshold: with two classes, the least probability of the positive one that is called positive (config.json).
+    methods: of `space.saliency`, those that the network allows, the best one first.
     """
 
     def __init__(self, model_id: str | Path):
@@ -41,39 +62,46 @@ class Predictor:
             ) from None
         finally:
             logging.enable_progress_bar()
+        self.abstention = Abstention.load(model_id)
         self.model.to(_device(), memory_format=torch.channels_last)  # faster convolutions, the same sums
         config = self.model.config
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.threshold = float(getattr(config, "threshold", 0.5))
-
-    @property
-    def explains(self) -> bool:
-        """Whether the model's head allows class activation maps."""
-        return linear_head(self.model) is not None
+        self.methods = methods_for(self.model)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Preprocess RGB images: float32, (images, 3, height, width), where the model is."""
         return self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
 
-    def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Predict RGB images: (images, classes), float64, each row sums to 1."""
-        with torch.inference_mode():
-            logits = self.model(pixel_values=self.pixel_values(images)).logits
-        return _softmax(logits)
+    def answer(self, images: Sequence[Image.Image], method: str | None = None) -> list[Answer]:
+        """Classify RGB images and, by one of `methods` when it is given, show why."""
+        pixels = self.pixel_values(images)
+        logits, features, maps = self.look(pixels)
+        probabilities = logits.cpu().double().softmax(dim=-1).numpy()
+        distances = self.abstention.distances(features) if self.abstention else np.full(len(images), np.nan)
+        shown = [None] * len(images)
+        if method is not None:
+            called = torch.from_numpy(self.decide(probabilities)).to(pixels.device)
+            chosen = torch.arange(len(images))
+            maps = maps[chosen, called] if method == "cam" else saliency_maps(self.model, pixels, called, method)
+            shown = maps.float().cpu().numpy()
+        return [Answer(*row) for row in zip(probabilities, distances.tolist(), shown, strict=True)]
 
-    def explain(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-        """Predict RGB images and show where: probabilities and, per class, a map (images, classes, rows, columns)."""
-        logits, maps = class_activation_maps(self.model, self.pixel_values(images))
-        return _softmax(logits), maps.cpu().numpy()
+    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[np.ndarray], torch.Tensor | None]:
+        """One forward pass: logits (images, classes), stage features, and class activation maps where there are any."""
+        with torch.inference_mode(), pooled_features(self.model) as pooled:
+            seen = self.model(pixel_values=pixels, output_hidden_states=True)
+            maps = class_maps(self.model, pooled[0]) if "cam" in self.methods else None
+        return seen.logits, stage_features(seen.hidden_states), maps
 
-    def stream(self, sources: Iterable[str | Path | bytes | dict]) -> Iterator[np.ndarray | InputError]:
-        """Predict files of any number in order: the probabilities (classes,) of each, or why it cannot be read."""
+    def stream(self, sources: Iterable[str | Path | bytes | dict]) -> Iterator[Answer | InputError]:
+        """Predict files of any number in order: what the model says of each, or why it cannot be read."""
         sources = iter(sources)
         with ThreadPoolExecutor() as pool:
             while batch := list(islice(sources, BATCH)):
                 decoded = list(pool.map(_load_or_reason, batch))
                 images = [image for image in decoded if isinstance(image, Image.Image)]
-                rows = iter(self.probabilities(images) if images else ())
+                rows = iter(self.answer(images) if images else ())
                 yield from (next(rows) if isinstance(image, Image.Image) else image for image in decoded)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -93,7 +121,3 @@ def _load_or_reason(source) -> Image.Image | InputError:
 def _device() -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
-
-
-def _softmax(logits: torch.Tensor) -> np.ndarray:
-    return logits.cpu().double().softmax(dim=-1).numpy()

@@ -1,17 +1,30 @@
-"""Where the model looked: class activation maps and their overlay.
+"""Where the model looked: saliency maps and their overlay.
 
 For a network that ends in average pooling and one linear layer (ResNet, BiT) the class activation map (Zhou et al.,
 Learning deep features for discriminative localization, CVPR 2016) is Grad-CAM at the last stage (Selvaraju et al.,
-ICCV 2017) up to a constant factor, and comes out of the forward pass that predicts: no backward pass is needed.
+ICCV 2017) up to a constant factor, and comes out of the forward pass that predicts: no backward pass is needed. Other
+networks, and other methods, are left to captum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from PIL import Image
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
+METHODS = {
+    "cam": "class activation map, from the forward pass",
+    "grad_cam": "Grad-CAM at the last stage",
+    "integrated_gradients": "integrated gradients from a grey image (Sundararajan et al., ICML 2017)",
+    "occlusion": "fall of the logit when a patch is greyed out (Zeiler and Fergus, ECCV 2014)",
+}
+PATCHES = 7  # a side: occluded patches, and the pixels that a gradient is averaged over
 # Nine stops of matplotlib's inferno: even steps for the eye, told apart by colour-blind people too.
 INFERNO = np.array(
     [
@@ -29,6 +42,17 @@ INFERNO = np.array(
 )
 
 
+class Logits(nn.Module):
+    """An image classifier that returns its logits alone, as captum wants it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
 def linear_head(model: nn.Module) -> nn.Linear | None:
     """The linear layer of a head that is average pooling + one linear layer; None for any other head."""
     layers = [layer for layer in getattr(model, "classifier", nn.Identity()).modules() if isinstance(layer, nn.Linear)]
@@ -36,25 +60,75 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
     return layers[0] if len(layers) == 1 and isinstance(pooler, nn.AdaptiveAvgPool2d) else None
 
 
-def class_activation_maps(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict and explain in one forward pass.
+def last_stage(model: nn.Module) -> nn.Module | None:
+    """The module that gives a convolutional network's last feature map; None for transformers."""
+    stages = getattr(getattr(model.base_model, "encoder", None), "stages", None)
+    if stages is None:
+        return None
+    return getattr(model.base_model, "norm", stages[-1])  # BiT normalises after its last stage
 
-    pixel_values has the shape (images, 3, height, width). Returns the logits (images, classes) and, for every class,
-    the map before its rectification (images, classes, rows, columns): its mean over rows and columns, plus the bias,
-    is the logit. Raises ValueError when `linear_head` finds none.
-    """
-    head = linear_head(model)
-    if head is None:
-        raise ValueError(f"{type(model).__name__} does not end in average pooling and one linear layer")
-    features = []
-    hook = model.base_model.pooler.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+
+def methods_for(model: nn.Module) -> list[str]:
+    """The methods of METHODS that this network allows, the best one first."""
+    fitting = ["cam"] if linear_head(model) is not None else []
+    fitting += ["grad_cam"] if last_stage(model) is not None else []
+    return [*fitting, "integrated_gradients", "occlusion"]
+
+
+@contextmanager
+def pooled_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Listen to the forward passes in the block: what the last average pooling is given, (images, channels, h, w)."""
+    seen: list[torch.Tensor] = []
+    pooler = getattr(model.base_model, "pooler", None)
+    hook = pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if pooler else None
     try:
-        with torch.inference_mode():
-            logits = model(pixel_values=pixel_values).logits
-            maps = torch.einsum("nchw,kc->nkhw", features[0], head.weight)
+        yield seen
     finally:
-        hook.remove()
-    return logits, maps
+        if hook:
+            hook.remove()
+
+
+def class_maps(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """The class activation map of every class, before its rectification: (images, classes, rows, columns).
+
+    features are what the pooling of a `linear_head` is given. A map's mean, plus the bias, is the logit.
+    """
+    return torch.einsum("nchw,kc->nkhw", features, linear_head(model).weight)
+
+
+def class_activation_maps(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict and explain in one forward pass: the logits (images, classes) and `class_maps`.
+
+    pixel_values has the shape (images, 3, height, width). Raises ValueError when `linear_head` finds none.
+    """
+    if linear_head(model) is None:
+        raise ValueError(f"{type(model).__name__} does not end in average pooling and one linear layer")
+    with torch.inference_mode(), pooled_features(model) as seen:
+        logits = model(pixel_values=pixel_values).logits
+        return logits, class_maps(model, seen[0])
+
+
+def saliency_maps(model: nn.Module, pixel_values: torch.Tensor, classes: torch.Tensor, method: str) -> torch.Tensor:
+    """What speaks for a class of each image (positive) and against it (negative): (images, rows, columns).
+
+    pixel_values (images, 3, height, width), classes (images,) their indices, method one of `methods_for(model)`. Maps
+    have whatever size the method gives; `overlay` scales them to the image.
+    """
+    if method == "cam":
+        return class_activation_maps(model, pixel_values)[1][torch.arange(len(classes)), classes]
+    logits, (height, width) = Logits(model), pixel_values.shape[2:]
+    if method == "grad_cam":
+        return LayerGradCam(logits, last_stage(model)).attribute(pixel_values, target=classes)[:, 0].detach()
+    if method == "integrated_gradients":
+        found = IntegratedGradients(logits).attribute(pixel_values, target=classes, n_steps=32, internal_batch_size=8)
+        return avg_pool2d(found.sum(dim=1).detach(), PATCHES, stride=1, padding=PATCHES // 2)
+    sides = (max(1, height // PATCHES), max(1, width // PATCHES))
+    steps = (3, max(1, sides[0] // 2), max(1, sides[1] // 2))
+    with torch.no_grad():
+        found = Occlusion(logits).attribute(
+            pixel_values, target=classes, sliding_window_shapes=(3, *sides), strides=steps, perturbations_per_eval=4
+        )
+    return found.sum(dim=1)
 
 
 def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.7) -> Image.Image:
@@ -62,11 +136,16 @@ def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.7) -> 
 
     The map is scaled to its maximum; colour and opacity both grow with it, and strength (0-1) is the greatest opacity.
     """
-    positive = np.maximum(saliency, 0).astype(np.float32)
-    positive /= max(float(positive.max()), 1e-12)
-    weight = np.asarray(Image.fromarray(positive).resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    weight = scaled_map(saliency, image.size)[..., None]
     stops = np.linspace(0, 1, len(INFERNO))
     colour = np.concatenate([np.interp(weight, stops, INFERNO[:, channel]) for channel in range(3)], axis=-1)
     alpha = strength * weight
     mixed = (1 - alpha) * np.asarray(image.convert("RGB"), np.float32) + alpha * colour
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def scaled_map(saliency: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The positive part of a map as an image of `size` (width, height): (height, width), 0 to 1."""
+    positive = np.maximum(saliency, 0).astype(np.float32)
+    positive /= max(float(positive.max()), 1e-12)
+    return np.asarray(Image.fromarray(positive).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)

@@ -75,8 +75,16 @@ class ModelArguments:
     augment: Literal["none", "light"] = field(
         default="none", metadata={"help": "light: mirroring, small turns, shifts and zooms, gain, contrast and gamma"}
     )
-    threshold: float = field(
-        default=0.5, metadata={"help": "least probability of the positive class that is called positive"}
+    calibrate: Literal["temperature", "vector", "none"] = field(
+        default="temperature",
+        metadata={"help": "on the validation part: one temperature, or a scale and a shift for each class"},
+    )
+    threshold: str = field(
+        default="youden",
+        metadata={
+            "help": "from which probability on an image is called positive, chosen on the validation part: youden, "
+            "sensitivity:0.95, cost:5 (a missed one is as bad as 5 false alarms), or a number"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the model folder if it exists"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -19,54 +20,82 @@ TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "roc_auc": "AUC",
+    "average_precision": "average precision",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "precision": "precision",
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+    "mcc": "Matthews correlation",
     "brier": "Brier score",
     "ece": "expected calibration error",
 }
+MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
+WATTS = {"cpu": 100, "cuda": 400}  # assumed for each process with what is around it; others count as a processor
+GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Global energy & CO2 status report 2019)
+
+
+def gather(folder: Path) -> dict:
+    """All that card and report tell, from the files of a model folder."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    training, audit = (
+        json.loads((folder / "eval" / f"{name}.json").read_text()) for name in sorted(MADE, reverse=True)
+    )
+    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
+    evaluations = [json.loads(file.read_text()) for file in files if file.stem not in MADE]
+    labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    hours = training["seconds"] / 3600 * training["processes"]
+    return {
+        "name": training["name"],
+        "labels": labels,
+        "config": config,
+        "threshold": config.get("threshold", 0.5),
+        "recipe": recipe,
+        "recipe_text": yaml.safe_dump(recipe, sort_keys=False).strip(),
+        "training": training,
+        "audit": audit,
+        "parts": _parts(pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False), labels),
+        "evaluations": evaluations,
+        "titles": TITLES,
+        "figure": _figure,
+        "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
+        "watts": WATTS.get(training["device"], WATTS["cpu"]),
+        "grams_per_kwh": GRAMS_PER_KWH,
+    }
 
 
 def write_card(folder: Path) -> None:
     """Render README.md of a model folder from its config, recipe, split and evaluations."""
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    config = json.loads((folder / "config.json").read_text())
-    training = json.loads((folder / "eval" / "training.json").read_text())
-    audit = json.loads((folder / "eval" / "audit.json").read_text())
-    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
-    evaluations = [json.loads(file.read_text()) for file in files if file.stem not in {"training", "audit"}]
-    base = recipe["model_name_or_path"]
-    name = training["name"]
+    told = gather(folder)
+    synthetic, base, data_source = (
+        told["training"]["synthetic"],
+        told["recipe"]["model_name_or_path"],
+        told["recipe"]["data"],
+    )
     data = ModelCardData(
-        model_name=name,
-        license="apache-2.0" if training["synthetic"] else "other",
-        license_name=None if training["synthetic"] else "that-of-the-training-data",
+        model_name=told["name"],
+        license="apache-2.0" if synthetic else "other",
+        license_name=None if synthetic else "that-of-the-training-data",
         library_name="transformers",
         pipeline_tag="image-classification",
         base_model=None if base.startswith("scratch:") or Path(base).exists() else base,
+        datasets=data_source if _is_hub_id(data_source) else None,
         metrics=["accuracy", "roc_auc"],
-        tags=["chest", "lung-ultrasound", "chest-x-ray", "medical", *(["synthetic"] if training["synthetic"] else [])],
-        eval_results=_eval_results(evaluations) or None,
-    )
-    labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        name=name,
-        labels=labels,
-        threshold=config["threshold"],
-        recipe=recipe,
-        recipe_text=yaml.safe_dump(recipe, sort_keys=False).strip(),
-        training=training,
-        audit=audit,
-        parts=_parts(split, labels),
-        evaluations=evaluations,
-        titles=TITLES,
-        figure=_figure,
+        tags=["chest", "lung-ultrasound", "chest-x-ray", "medical", *(["synthetic"] if synthetic else [])],
+        co2_eq_emissions={
+            "emissions": round(told["grams"], 2),
+            "source": f"estimate: {told['watts']} W for each process, {GRAMS_PER_KWH} g/kWh",
+            "training_type": "from scratch" if base.startswith("scratch:") else "fine-tuning",
+        },
+        eval_results=_eval_results(told["evaluations"]) or None,
     )
     with new_file(folder / "README.md") as file:
-        file.write_text(str(card))
+        file.write_text(str(ModelCard.from_template(data, template_path=str(TEMPLATE), **told)))
+
+
+def _is_hub_id(source: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
 
 
 def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
@@ -79,6 +108,7 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
             metric_type=metric,
             metric_name=title,
             metric_value=round(evaluation[metric], 4),
+            metric_args={"ci95": [round(bound, 4) for bound in evaluation["ci95"][metric]]},
         )
         for evaluation in evaluations
         for metric, title in TITLES.items()
@@ -99,7 +129,7 @@ def _parts(split: pd.DataFrame, labels: list[str]) -> list[dict]:
 
 
 def _figure(evaluation: dict, metric: str, of: str | None = None) -> str:
-    """A number with its interval as it stands in the card's tables."""
+    """A number with its interval as it stands in tables."""
     value, interval = evaluation[metric], evaluation["ci95"][metric]
     if of is not None:
         value, interval = value[of], interval[of]

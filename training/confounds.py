@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from training.fingerprint import LEVELS
-from training.metric.bootstrap import bootstrap, intervals
+from training.metric.bootstrap import bootstrap, interval
 
 SUSPICIOUS = 0.70  # AUC from which a feature is named in a warning
 FOLDS = 5
@@ -59,7 +59,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, 
                 "feature": family,
                 "meaning": MEANINGS[family],
                 "auc": auc,
-                "ci95": intervals(draws, np.unique(labels))["roc_auc"],
+                "ci95": interval(draws["roc_auc"]),
                 "strongest": strongest,
                 "auc_strongest": alone,
                 "suspicious": auc > SUSPICIOUS,

@@ -20,28 +20,28 @@ from training.sources import UNLABELLED, load_data
 from training.tables import class_counts
 
 
-def write_data(rows: Dataset, folder: Path, masks: Path | None = None) -> None:
-    """Write rows as images/ and metadata.csv, with the masks of the same names where a folder of such is given.
+def write_data(rows: Dataset, folder: Path) -> None:
+    """Write rows as images/, masks/ where there are any, and metadata.csv.
 
     Files are copied as they are; frames of clips and DICOM files become PNG files.
     """
     names = rows.features["label"].names
     table = rows.remove_columns("image").to_pandas()
+    masks = table.pop("mask") if "mask" in table else [""] * len(table)
     table["label"] = [names[label] if label != UNLABELLED else "" for label in table["label"]]
     table.insert(0, "file_name", [_file_name(path) for path in table.pop("path")])
-    for image, path, name in zip(
-        rows.cast_column("image", Image(decode=False))["image"], rows["path"], table["file_name"], strict=True
-    ):
+    images = rows.cast_column("image", Image(decode=False))["image"]
+    for image, mask, name in zip(images, masks, table["file_name"], strict=True):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if image["bytes"] is None:
             shutil.copyfile(image["path"], target)
         else:
             target.write_bytes(image["bytes"])
-        if masks and (masks / path.removeprefix("images/")).is_file():
-            copy = folder / "masks" / path.removeprefix("images/")
+        if mask:
+            copy = folder / "masks" / name.removeprefix("images/")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(masks / path.removeprefix("images/"), copy)
+            shutil.copyfile(mask, copy)
     table.to_csv(folder / "metadata.csv", index=False, lineterminator="\n")
 
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             rows = load_data(args.data)
             require_readable(rows, take_fingerprints(rows).facts["broken"].tolist())
-            write_data(rows, work, Path(args.data) / "masks" if Path(args.data).is_dir() else None)
+            write_data(rows, work)
     rows = load_data(args.output)
     sites = np.asarray(rows["site"])
     parts = {site or "all": rows.select(np.flatnonzero(sites == site)) for site in sorted(set(sites))}

@@ -6,82 +6,25 @@ chest-opacity evaluate models/phantom --data phantom --split test --name test
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pandas as pd
-from datasets import Dataset, Image
-from tqdm.auto import tqdm
+from datasets import Dataset
 
 from space.errors import InputError
 from space.predictor import Predictor
-from training import plots
-from training.card import write_card
+from space.saliency import METHODS
+from training.card import MADE, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
-from training.outputs import new_file
+from training.measure import measure
+from training.report import write_report
 from training.sources import UNLABELLED, load_data
-from training.tables import classification_tables
-
-METRIC = Path(__file__).parent / "metric"
-MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
-
-
-def load_metric() -> evaluate.Metric:
-    """The project's own metric, from its file: no network."""
-    return evaluate.load(str(METRIC))
-
-
-def measure(folder: Path, rows: Dataset, name: str) -> dict:
-    """Evaluate a model folder on labelled rows with the column pixels.
-
-    Writes eval/NAME.json, eval/NAME.csv and eval/NAME_*.png into the folder and returns what the JSON holds.
-    """
-    predictor = Predictor(folder)
-    truth, probabilities = np.asarray(rows["label"]), predict_rows(predictor, rows)
-    decided = predictor.decide(probabilities)
-    result = load_metric().compute(
-        predictions=probabilities,
-        references=truth,
-        labels=predictor.labels,
-        groups=list(rows["group"]),
-        threshold=predictor.threshold,
-    )
-    seen = _seen_in_training(folder, rows)
-    synthetic = "synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"}
-    result = {"name": name, "sites": sorted(set(rows["site"]) - {""}), "synthetic": synthetic} | result
-    result["seen_in_training"] = int(seen.sum())
-
-    labels = np.asarray(predictor.labels)
-    table = pd.DataFrame({column: list(rows[column]) for column in ("path", "group", "site")})
-    table.insert(1, "label", labels[truth])
-    table["prediction"] = labels[decided]
-    for index, label in enumerate(labels):
-        table[f"probability_{label}"] = probabilities[:, index]
-    target = folder / "eval"
-    target.mkdir(exist_ok=True)
-    with new_file(target / f"{name}.csv") as file:
-        table.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
-    plots.save(target / f"{name}_confusion.png", plots.confusion(result))
-    if result["roc_auc"] is not None:
-        plots.save(target / f"{name}_roc.png", plots.roc(result, truth, probabilities))
-    plots.save(target / f"{name}_reliability.png", plots.reliability(result, truth, probabilities))
-    with new_file(target / f"{name}.json") as file:
-        file.write_text(json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def predict_rows(predictor: Predictor, rows: Dataset) -> np.ndarray:
-    """Probabilities (images, classes) of the rows of a data set, in order."""
-    sources = (row["image"] for row in rows.cast_column("image", Image(decode=False)))
-    predicted = list(tqdm(predictor.stream(sources), total=len(rows), desc="predicting", unit="image", leave=False))
-    broken = [(path, row) for path, row in zip(rows["path"], predicted, strict=True) if isinstance(row, InputError)]
-    if broken:
-        raise InputError(f"found {len(broken)} images broken, {broken[0][0]} for one: {broken[0][1]}")
-    return np.stack(predicted)
+from training.tables import classification_tables, in_words
 
 
 def with_pixels(rows: Dataset) -> Dataset:
@@ -108,9 +51,32 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
     return rows.select(np.flatnonzero(chosen))
 
 
+def rows_of_folds(folders: Sequence[Path], rows: Dataset) -> list[Dataset]:
+    """For each model folder the rows of its own test part; raises InputError when two folders would judge one image."""
+    parts = [select_rows(rows, folder, "test", None) for folder in folders]
+    paths = Counter(path for part in parts for path in part["path"])
+    doubled = [path for path, count in paths.items() if count > 1]
+    if doubled:
+        raise InputError(f"{len(doubled)} images stand in the test part of two folders, {doubled[0]} for one")
+    return parts
+
+
 def report(result: dict) -> str:
     """The printed report of what `measure` returns."""
+    cases, saliency = result["cases"], result["saliency"]
     lines = [f"{result['name']}: {result['n']} images in {result['groups']} groups", "", classification_tables(result)]
+    lines.append(f"\n{cases['n']} clips or patients: {in_words(cases, ('accuracy', 'roc_auc'))}")
+    for column, values in result["subgroups"].items():
+        lines += [
+            f"{column} {value}, {told['n']} images: {in_words(told, ('accuracy', 'roc_auc'))}"
+            for value, told in values.items()
+        ]
+    lines.append(f"unlike the training images: {result['abstained']['images']} of {result['n']}")
+    if "uncalibrated" in result:
+        lines.append(f"calibration error without calibration: {result['uncalibrated']['ece']:.3f}")
+    lines.append(f"saliency ({saliency['method']}): {'every test passed' if saliency['passed'] else 'FAILED a test'}")
+    if "against" in result:
+        lines += ["", _against(result["against"])]
     if result["seen_in_training"]:
         lines.append(
             f"\nwarning: {result['seen_in_training']} of these {result['n']} images were trained on, so these figures "
@@ -119,9 +85,15 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _seen_in_training(folder: Path, rows: Dataset) -> np.ndarray:
-    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"] == "train"])
+def _against(told: dict) -> str:
+    lines = [f"minus {told['model']}:"]
+    for name, value in told["difference"].items():
+        if value is not None:
+            low, high = told["ci95"][name]
+            lines.append(f"  {name:20} {value:+.3f} [{low:+.3f}, {high:+.3f}]")
+    if told["roc_auc_p"] is not None:
+        lines.append(f"  DeLong's test of the AUCs, over groups: p = {told['roc_auc_p']:.3g}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -135,6 +107,16 @@ def main(argv: list[str] | None = None) -> None:
         "--split", choices=("train", "validation", "test"), help="only this part of the model's split.csv"
     )
     parser.add_argument("--sites", nargs="+", help="only images of these sites")
+    parser.add_argument("--prevalence", type=float, help="of the positive class, for ppv and npv; by default its share")
+    parser.add_argument("--against", metavar="OTHER", type=Path, help="a model folder to compare with on these images")
+    parser.add_argument(
+        "--folds",
+        metavar="OTHER",
+        type=Path,
+        nargs="+",
+        help="model folders of the same recipe with other test parts: each image is judged by the one that tests on it",
+    )
+    parser.add_argument("--saliency", choices=METHODS, help="the method to test and to show; by default the best")
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or args.name in MADE:
         raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {' or '.join(sorted(MADE))}")
@@ -142,12 +124,29 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"{args.model}: found no model folder (split.csv is missing); make one with chest-opacity train"
         )
-    rows = load_data(args.data, Predictor(args.model).labels)
-    rows = with_pixels(select_rows(rows, args.model, args.split, args.sites))
-    result = measure(args.model, rows, args.name)
+    if args.prevalence is not None and not 0 < args.prevalence < 1:
+        raise InputError(f"--prevalence {args.prevalence}: expected a share between 0 and 1")
+    predictor = Predictor(args.model)
+    if args.saliency and args.saliency not in predictor.methods:
+        raise InputError(f"--saliency {args.saliency}: this network allows {', '.join(predictor.methods)}")
+    rows = load_data(args.data, predictor.labels)
+    if args.folds:
+        first, *others = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
+    else:
+        first, others = select_rows(rows, args.model, args.split, args.sites), []
+    result = measure(
+        args.model,
+        with_pixels(first),
+        args.name,
+        prevalence=args.prevalence,
+        method=args.saliency,
+        against=args.against,
+        folds=list(zip(args.folds or (), others, strict=True)),
+    )
     write_card(args.model)
+    write_report(args.model)
     print(report(result))
-    print(f"\nwritten: {args.model / 'eval' / args.name}.json, .csv and pictures; {args.model / 'README.md'}")
+    print(f"\nwritten: {args.model / 'eval' / args.name}.json, .csv and pictures; report.html and README.md")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
 
     The processor scales the whole image to image_size x image_size: aspect ratios are not kept, but nothing at the
     border, where effusions and consolidations lie, is cut off, as a centre crop would do. Mean, deviation and
-    resampling are the base's. The threshold goes into the config. Raises InputError when the base cannot be had.
+    resampling are the base's. Raises InputError when the base cannot be had.
     """
     name = args.model_name_or_path
     head = {
@@ -62,7 +62,6 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
         for setting in ("image_mean", "image_std", "resample"):
             if (value := _processor_settings(name).get(setting)) is not None:
                 setattr(processor, setting, value)
-    model.config.threshold = args.threshold
     if args.freeze == "all":
         freeze(model)
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions

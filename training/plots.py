@@ -1,74 +1,222 @@
-"""The pictures of an evaluation, for the model folder and the card."""
+"""The pictures of an evaluation, for the model folder, the report and the card."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset, Image
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
+from PIL import ImageOps
+from sklearn.metrics import precision_recall_curve, roc_curve
 
+from space.images import load_image
+from space.predictor import Predictor
+from space.saliency import overlay
 from training.outputs import new_file
 
-BLUE, GREY = "#2166ac", "#777777"
+# Blue and orange, and markers of different shape, are told apart by colour-blind people and in grey print too.
+BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#777777"
+PANEL = 4.0  # inches of a panel's side
+DRAWS = 200  # of the bootstrap behind the bands
+GRID = np.linspace(0, 1, 101)
+SHOWN = 4  # images of a kind in the gallery
+FRAME = (280, 210)  # pixels of each
+COMPARED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ece": "calibration error",
+}
 
 
 def save(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
     with new_file(path) as file:
-        figure.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
-def confusion(result: dict) -> Figure:
-    """The confusion matrix as a picture: shares of each true class in colour, numbers in the cells."""
+def performance(result: dict, table: pd.DataFrame) -> Figure:
+    """Confusion matrix, ROC and precision-recall curve, the latter two with 95 % bands over groups."""
+    figure, (left, middle, right) = _panels(3)
+    _confusion(left, result)
+    truth, score, groups = _positive(result, table)
+    positive = result["labels"][-1]
+    for axes, title, curve, labels in (
+        (middle, "ROC", _roc, ("1 - specificity", "sensitivity")),
+        (right, "precision and recall", _precision_recall, ("recall (sensitivity)", "precision")),
+    ):
+        axes.set(title=f"{title} of {positive}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        if result["roc_auc"] is None:
+            axes.text(0.5, 0.5, "needs images of both kinds", ha="center", color=GREY)
+            continue
+        low, high = np.nanquantile(_bands(truth, score, groups, curve), [0.025, 0.975], axis=0)
+        name = "roc_auc" if curve is _roc else "average_precision"
+        axes.fill_between(GRID, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(GRID, curve(truth, score), color=BLUE, label=_with_interval(result, name))
+        axes.legend(loc="lower right", fontsize=9)
+    if result["roc_auc"] is not None:
+        middle.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        if len(result["labels"]) == 2:
+            point = (1 - result["specificity"], result["sensitivity"])
+            middle.plot(*point, "o", color=ORANGE, label=f"threshold {result['threshold']:.2f}")
+            middle.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def trust(result: dict, table: pd.DataFrame) -> Figure:
+    """Reliability, the probabilities by true class, and the error that remains when more and more are set aside."""
+    figure, (left, middle, right) = _panels(3)
+    truth, score, _ = _positive(result, table)
+    positive = result["labels"][-1]
+    bins = [chosen for chosen in np.array_split(np.argsort(score, kind="stable"), 10) if len(chosen)]
+    left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    left.plot([score[b].mean() for b in bins], [truth[b].mean() for b in bins], "o-", color=BLUE)
+    left.set(title=f"reliability, ECE {result['ece']:.3f}", xlabel=f"probability given for {positive}",
+             ylabel="share that was", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")  # fmt: skip
+    sites = sorted(set(table["site"]))
+    for style, site in zip(("-", "--", ":", "-."), sites, strict=False):
+        for is_positive, colour in ((False, BLUE), (True, ORANGE)):
+            chosen = (table["site"] == site).to_numpy() & (truth == is_positive)
+            name = f"{'' if is_positive else 'not '}{positive} {site}"
+            middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=name)
+    middle.axvline(result["threshold"], color=GREY, linewidth=1)
+    middle.set(title="probabilities by true class", xlabel=f"probability of {positive}", ylabel="images")
+    middle.legend(fontsize=8)
+    wrong = (table["label"] != table["prediction"]).to_numpy()
+    probabilities = table[[f"probability_{label}" for label in result["labels"]]].to_numpy().max(axis=1)
+    for name, order, style in (
+        ("the least certain", -probabilities, {"color": BLUE}),
+        ("the least like training", table["distance"].to_numpy(), {"color": ORANGE, "linestyle": "--"}),
+    ):
+        if np.isfinite(order).all():
+            risk = np.cumsum(wrong[np.argsort(order, kind="stable")]) / np.arange(1, len(wrong) + 1)
+            right.plot(np.arange(1, len(wrong) + 1) / len(wrong), risk, label=f"without {name}", **style)
+    right.set(title="risk and coverage", xlabel="share of images answered", ylabel="share of answers that are wrong")
+    right.set(xlim=(0, 1.02), ylim=(0, None))
+    right.legend(fontsize=8)
+    return figure
+
+
+def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> Figure:
+    """Overlays of the most certain, the most wrong, the least certain and the most unlike images; a row each."""
+    probabilities = table[[f"probability_{label}" for label in predictor.labels]].to_numpy()
+    place = {label: index for index, label in enumerate(predictor.labels)}
+    given = probabilities[np.arange(len(table)), table["label"].map(place)]
+    certain = probabilities.max(axis=1)
+    distance = table["distance"].to_numpy()
+    kinds = {
+        "most certain": np.argsort(-np.where(given == certain, certain, -1), kind="stable"),
+        "most wrong": np.argsort(given, kind="stable"),
+        "least certain": np.argsort(certain, kind="stable"),
+        "most unlike the training images": np.argsort(-np.nan_to_num(distance), kind="stable"),
+    }
+    figure = Figure(figsize=(2 * SHOWN * 1.55, len(kinds) * 2.1), layout="constrained")
+    grid = figure.subplots(len(kinds), 2 * SHOWN, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, (kind, order) in zip(grid, kinds.items(), strict=True):
+        line[0].set_title(kind, loc="left", fontsize=10, fontweight="bold", pad=22)
+        first = ~table["group"].iloc[order].duplicated().to_numpy()  # one image of a patient or clip
+        chosen = order[first][:SHOWN]
+        undecoded = rows.select(chosen).select_columns(["image"]).cast_column("image", Image(decode=False))
+        images = [load_image(each) for each in undecoded["image"]]
+        answers = predictor.answer(images, method)
+        for column, (index, image, answer) in enumerate(zip(chosen, images, answers, strict=True)):
+            row, pair = table.iloc[index], line[2 * column : 2 * column + 2]
+            pair[0].imshow(ImageOps.pad(image, FRAME))
+            pair[1].imshow(ImageOps.pad(overlay(image, answer.saliency), FRAME))
+            said = f"is {row['label']}, called {row['prediction']}\np {row[f'probability_{row.prediction}']:.2f}"
+            pair[1].set_title(f"{said}, distance {row['distance']:.2f}", fontsize=7, loc="center")
+    return figure
+
+
+def learning_curves(epochs: Sequence[dict]) -> Figure:
+    """Loss and AUC over the epochs of a fit (eval/training.json)."""
+    figure, (left, right) = _panels(2)
+    steps = [row["epoch"] for row in epochs]
+    left.plot(steps, [row["train_loss"] for row in epochs], "o-", color=BLUE, markersize=3, label="train")
+    left.plot(steps, [row["val_loss"] for row in epochs], "s--", color=ORANGE, markersize=3, label="validation")
+    left.set(title="loss", xlabel="epoch")
+    left.legend()
+    right.plot(steps, [row["val_auc"] for row in epochs], "s--", color=ORANGE, markersize=3, label="AUC")
+    right.plot(steps, [row["val_accuracy"] for row in epochs], "^:", color=GREY, markersize=3, label="accuracy")
+    right.set(title="validation part", xlabel="epoch")
+    right.legend()
+    return figure
+
+
+def comparison(evaluations: Sequence[dict]) -> Figure:
+    """Home and away side by side: the chief figures of all evaluations with their intervals."""
+    figure = Figure(figsize=(2 * PANEL, PANEL), layout="constrained")
+    axes = figure.subplots()
+    for number, result in enumerate(evaluations):
+        shift = 0.12 * (number - (len(evaluations) - 1) / 2)
+        told = [(place, name) for place, name in enumerate(COMPARED) if result[name] is not None]
+        values = np.array([result[name] for _, name in told])
+        low, high = np.array([result["ci95"][name] for _, name in told]).reshape(-1, 2).T
+        places = np.array([place for place, _ in told]) + shift
+        errors = np.maximum([values - low, high - values], 0)
+        style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
+        axes.errorbar(places, values, errors, label=f"{result['name']} (n = {result['n']})", **style)
+    axes.set_xticks(range(len(COMPARED)), list(COMPARED.values()), fontsize=9)
+    axes.set(title="95 % intervals over patients or clips", ylim=(-0.02, 1.02))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def _panels(number: int):
+    figure = Figure(figsize=(number * PANEL, PANEL), layout="constrained")
+    return figure, figure.subplots(1, number)
+
+
+def _confusion(axes, result: dict) -> None:
     labels, matrix = result["labels"], np.array(result["confusion_matrix"])
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(f"{result['name']}: confusion matrix, n = {result['n']}")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=14)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="called", ylabel="true")
-    return figure
+    axes.set(title=f"{result['name']}: n = {result['n']}", xlabel="called", ylabel="true")
 
 
-def roc(result: dict, truth: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """The ROC curve of the positive (last) class, with the point at the stored threshold when there are two classes."""
-    labels, positive = result["labels"], probabilities.shape[1] - 1
-    false_positive, true_positive, _ = roc_curve(truth == positive, probabilities[:, positive])
-    figure, axes = _axes(f"{result['name']}: ROC of {labels[positive]}")
-    low, high = result["ci95"]["roc_auc"]
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axes.plot(false_positive, true_positive, color=BLUE, label=f"AUC {result['roc_auc']:.3f} [{low:.3f}, {high:.3f}]")
-    if len(labels) == 2:
-        label = f"threshold {result['threshold']:.2f}"
-        axes.plot(1 - result["specificity"], result["sensitivity"], "o", color=BLUE, label=label)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-    axes.legend(loc="lower right")
-    return figure
+def _positive(result: dict, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether each image is of the positive class, its probability, and its group as a number."""
+    positive = result["labels"][-1]
+    groups = np.unique(table["group"], return_inverse=True)[1]
+    return (table["label"] == positive).to_numpy(), table[f"probability_{positive}"].to_numpy(), groups
 
 
-def reliability(result: dict, truth: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """Probability of the positive class against how often it was right, in ten bins of equal size."""
-    positive = probabilities.shape[1] - 1
-    order = np.argsort(probabilities[:, positive], kind="stable")
-    bins = [chosen for chosen in np.array_split(order, 10) if len(chosen)]
-    said = [probabilities[chosen, positive].mean() for chosen in bins]
-    found = [(truth[chosen] == positive).mean() for chosen in bins]
-    figure, axes = _axes(f"{result['name']}: reliability, ECE {result['ece']:.3f}")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axes.plot(said, found, "o-", color=BLUE)
-    axes.set(
-        xlabel=f"probability given for {result['labels'][positive]}", ylabel="share that was", aspect="equal",
-        xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-    )  # fmt: skip
-    return figure
+def _roc(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    false_positive, true_positive, _ = roc_curve(truth, score, drop_intermediate=False)
+    return np.interp(GRID, false_positive, true_positive)
 
 
-def _axes(title: str):
-    figure = Figure(figsize=(4.2, 4.2))
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11)
-    return figure, axes
+def _precision_recall(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    precision, recall, _ = precision_recall_curve(truth, score)
+    recall, first = np.unique(recall[::-1], return_index=True)  # of one recall the highest threshold
+    return np.interp(GRID, recall, precision[::-1][first])
+
+
+def _bands(truth: np.ndarray, score: np.ndarray, groups: np.ndarray, curve) -> np.ndarray:
+    """The curve of each draw of whole groups: (DRAWS, points of GRID)."""
+    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    rng, curves = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        chosen = np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])
+        if 0 < truth[chosen].sum() < len(chosen):
+            curves.append(curve(truth[chosen], score[chosen]))
+    return np.array(curves)
+
+
+def _with_interval(result: dict, name: str) -> str:
+    low, high = result["ci95"][name]
+    return f"{'AUC' if name == 'roc_auc' else 'average precision'} {result[name]:.3f} [{low:.3f}, {high:.3f}]"

@@ -33,19 +33,21 @@ class Input(NamedTuple):
 def predict(predictor: Predictor, inputs: Iterable[Input]) -> Iterator[dict]:
     """A row for each input, in order: path, group, prediction, probability_LABEL, threshold, abstained, error.
 
-    An image that cannot be read has an error and no prediction: the model abstained.
+    The model abstains, and there is no prediction, where an image is unlike those that it was trained on, which its
+    probabilities do not tell, and where one cannot be read, which has an error.
     """
     inputs = list(inputs)
     for given, answer in zip(inputs, predictor.stream(given.file for given in inputs), strict=True):
         failed = isinstance(answer, InputError)
-        probabilities = [""] * len(predictor.labels) if failed else [f"{value:.6f}" for value in answer]
+        probabilities = [""] * len(predictor.labels) if failed else [f"{p:.6f}" for p in answer.probabilities]
+        abstained = failed or answer.abstained
         yield {
             "path": given.path,
             "group": given.group,
-            "prediction": "" if failed else predictor.labels[predictor.decide(answer[None])[0]],
+            "prediction": "" if abstained else predictor.labels[predictor.decide(answer.probabilities[None])[0]],
             **{f"probability_{label}": p for label, p in zip(predictor.labels, probabilities, strict=True)},
             "threshold": predictor.threshold,
-            "abstained": failed,
+            "abstained": abstained,
             "error": str(answer) if failed else "",
         }
 
@@ -88,7 +90,9 @@ def summary(rows: pd.DataFrame) -> str:
     shown = rows.drop(columns=["threshold", "abstained"]).head(SHOWN).replace("", "-")
     if (shown["error"] == "-").all():
         shown = shown.drop(columns="error")
-    counts = ", ".join(f"{count} {name or 'unreadable'}" for name, count in rows["prediction"].value_counts().items())
+    counts = ", ".join(
+        f"{count} {name or 'without a prediction'}" for name, count in rows["prediction"].value_counts().items()
+    )
     return f"{shown.to_string(index=False)}\n{'...' if len(rows) > SHOWN else ''}\n{len(rows)} images: {counts}"
 
 
@@ -104,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = find_inputs(args.paths)
     rows = write_predictions(Predictor(args.model), inputs, args.output)
     print(f"{summary(rows)}\nwritten: {args.output}")
-    if rows["abstained"].all():
+    if (rows["error"] != "").all():
         raise InputError("none of the images could be read; see the column error")
 
 

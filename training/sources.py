@@ -53,8 +53,9 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
 
     labels: the class names in the order wanted; by default normal first, then the others by name. label is a
     ClassLabel, UNLABELLED where it is not known; path is relative to the folder or table, with #NUMBER for a frame of
-    a clip; group is the patient or clip, or the path itself where none is known. Images stay on disk until they are
-    looked at. Raises InputError when DATA cannot be taken as it is.
+    a clip; group is the patient or clip, or the path itself where none is known; mask, where a folder with a table has
+    masks/ with the names of images/, is the file of an image's mask, or "". Images stay on disk until they are looked
+    at. Raises InputError when DATA cannot be taken as it is.
     """
     datasets.disable_progress_bars()
     place, options = _parse(str(source))
@@ -162,16 +163,20 @@ def _survey(place: Path) -> tuple[list[str], str]:
         raise InputError(f"{place}: found {len(doubled)} file names twice, {doubled[0]} for one; name each once")
     if missing:
         raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
-    return columns + ["burned_in"] * (of_many and "burned_in" not in columns), digest.hexdigest()
+    columns += ["burned_in"] * (of_many and "burned_in" not in columns)
+    columns += ["mask"] * (_is_told(place) and (root / "masks").is_dir())
+    return columns, digest.hexdigest()
 
 
 def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Iterator[dict]:
     """Rows of a listing; clips and DICOM files as their frames in PNG bytes, with nothing else of the file."""
     root = Path(place) if Path(place).is_dir() else Path(place).parent
-    told = root != Path(place) or (root / "metadata.csv").is_file()
+    told = _is_told(Path(place))
     for row in _listing(Path(place)):
         file = root / row["path"]
         row = dict.fromkeys(columns, "") | row
+        if "mask" in columns and (mask := root / "masks" / row["path"].removeprefix("images/")).is_file():
+            row["mask"] = str(mask)
         group = row["group"]
         try:
             if file.suffix.lower() in clips.SUFFIXES:
@@ -194,6 +199,11 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
             yield {"image": image, **row, "path": path, "group": group or row["path"]}
 
 
+def _is_told(place: Path) -> bool:
+    """Whether a table says what the images are, and not the folders they lie in."""
+    return not place.is_dir() or (place / "metadata.csv").is_file()
+
+
 def _png(picture: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
@@ -202,7 +212,7 @@ def _png(picture: PIL.Image.Image) -> bytes:
 
 def _listing(place: Path) -> Iterator[dict[str, str]]:
     """The rows of a folder or table as text: path, label, group, site, and the others under their own names."""
-    if place.is_dir() and not (place / "metadata.csv").is_file():
+    if not _is_told(place):
         return _class_folders(place)
     return _table(place / "metadata.csv" if place.is_dir() else place)
 
@@ -243,7 +253,7 @@ def _column_names(file: Path, found: list[str]) -> dict[str, str]:
     if path is None or label is None:
         raise InputError(f"{file}: found the columns {', '.join(found)}; expected path (or file_name) and label")
     ours = {"path": path, "label": label} | ({"group": group} if group else {})
-    others = {name: name for name in found if name not in {path, label, group, "image", "merged", "pixels"}}
+    others = {name: name for name in found if name not in {path, label, group, "image", "mask", "merged", "pixels"}}
     return ours | others
 
 

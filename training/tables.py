@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,20 @@ def classification_tables(result: dict) -> str:
         confusion, index=[f"true {label}" for label in labels], columns=[f"called {label}" for label in labels]
     )
     figures = pd.DataFrame(
-        {name: _with_interval(result, name) for name in result["ci95"] if name != "f1"},
+        {name: _with_interval(result, name) for name in result["ci95"] if name not in {"f1", "per_class"}},
         index=["value", "95 % interval over groups"],
     ).T
     return "\n\n".join([by_class.rstrip(), matrix.to_string(), figures.to_string()])
+
+
+def in_words(result: dict, names: Sequence[str]) -> str:
+    """Some numbers of an evaluation in one line; those that are not defined are left out."""
+    told = [
+        f"{name} {result[name]:.3f} [{result['ci95'][name][0]:.3f}, {result['ci95'][name][1]:.3f}]"
+        for name in names
+        if result[name] is not None
+    ]
+    return ", ".join(told) or "one class only"
 
 
 def _with_interval(result: dict, name: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -28,16 +29,21 @@ from transformers.utils import logging
 
 from space.errors import InputError
 from space.images import load_image
+from training import plots
 from training.arguments import DataArguments, ModelArguments, TrainingArguments, read_recipe
 from training.audit_page import brief
 from training.augment import augment
 from training.card import write_card
 from training.cli import run
-from training.evaluate import load_metric, measure, report
+from training.evaluate import report
+from training.measure import load_metric, measure
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
+from training.report import write_report
+from training.settle import settle
 from training.split import PARTS, Prepared, prepare
 from training.tables import class_counts
+from training.threshold import check_rule
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
@@ -52,6 +58,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     final = Path(training_args.output_dir)
     if not model_args.overwrite:
         refuse_existing(final, "choose another --output_dir, or replace it with --overwrite true")
+    rule = model_args.threshold
+    check_rule(rule)
     is_main = training_args.process_index == 0
     say = print if is_main else lambda *_: None
 
@@ -87,10 +95,13 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     if is_main:
         folder = work / "model"
         _save(folder, trainer, data, recipe, history)
+        plots.save(folder / "eval" / "learning_curves.png", plots.learning_curves(history["epochs"]))
+        say("\n" + "\n".join(settle(folder, parts["train"], parts["validation"], rule, model_args.calibrate)))
         for name in EVALUATED:
             if name in parts:
                 say(f"\n{report(measure(folder, parts[name], name))}")
         write_card(folder)
+        write_report(folder)
         shutil.rmtree(final, ignore_errors=True)
         move_into_place(folder, final)
         shutil.rmtree(work)
@@ -239,6 +250,8 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
     return {
         "name": name,
         "sites": sorted(set(home["site"]) - {""}),
+        "licences": dict(Counter(home["license"]).most_common()) if "license" in home.column_names else {},
+        "seconds": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 1),
         "synthetic": "synthetic" in home.column_names and set(home["synthetic"]) == {"yes"},
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
         "best_metric": args.metric_for_best_model,

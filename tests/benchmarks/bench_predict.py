@@ -26,8 +26,7 @@ with tempfile.TemporaryDirectory() as scratch:
 
     def predict_with_overlays() -> None:
         for image in images:
-            maps = predictor.explain([image])[1]
-            overlay(image, maps[0, 1])
+            overlay(image, predictor.answer([image], "cam")[0].saliency)
 
     print(f"{len(files)} images")
     compare(
@@ -38,5 +37,5 @@ with tempfile.TemporaryDirectory() as scratch:
     compare(
         "one image with overlay / without",
         predict_with_overlays,
-        lambda: [predictor.probabilities([image]) for image in images],
+        lambda: [predictor.answer([image]) for image in images],
     )

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +16,7 @@ def predictor(small_model):
 
 def test_probabilities_are_those_of_pipeline(predictor, small_model, small_phantom):
     files = sorted((small_phantom / "images").iterdir())[:40]
-    ours = np.stack(list(predictor.stream(files)))
+    ours = [answer.probabilities for answer in predictor.stream(files)]
     classify = pipeline("image-classification", model=str(small_model))
     for file, probabilities in zip(files, ours, strict=True):
         theirs = {answer["label"]: answer["score"] for answer in classify(str(file))}
@@ -26,14 +28,26 @@ def test_a_broken_file_in_between_moves_no_answer(predictor, small_phantom):
     whole = list(predictor.stream(files))
     mixed = list(predictor.stream([*files[:2], b"no image", *files[2:]]))
     assert isinstance(mixed.pop(2), InputError)
-    assert np.allclose(whole, mixed, atol=1e-6)
+    assert np.allclose(*([each.probabilities for each in answers] for answers in (whole, mixed)), atol=1e-6)
 
 
-def test_explaining_changes_no_probability(predictor):
+def test_explaining_changes_no_answer(predictor):
     images = [Image.new("RGB", (70, 50), colour) for colour in ("grey", "white")]
-    probabilities, maps = predictor.explain(images)
-    assert np.allclose(probabilities, predictor.probabilities(images), atol=1e-6)
-    assert maps.shape[:2] == (2, 2)
+    plain = predictor.answer(images)
+    for method in predictor.methods:
+        for without, answer in zip(plain, predictor.answer(images, method), strict=True):
+            assert np.allclose(without.probabilities, answer.probabilities, atol=1e-6)
+            assert answer.distance == pytest.approx(without.distance)
+            assert without.saliency is None
+            assert answer.saliency.ndim == 2
+
+
+def test_a_model_without_abstention_abstains_never(small_model, tmp_path):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        shutil.copy(small_model / name, tmp_path / name)
+    answer = Predictor(tmp_path).answer([Image.new("RGB", (70, 50))])[0]
+    assert np.isnan(answer.distance)
+    assert not answer.abstained
 
 
 def test_the_threshold_decides_between_two_classes_and_the_greatest_among_more(predictor):

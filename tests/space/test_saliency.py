@@ -3,9 +3,16 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
-from transformers import AutoModelForImageClassification, BitConfig, ConvNextConfig, ResNetConfig
+from transformers import (
+    AutoModelForImageClassification,
+    BitConfig,
+    ConvNextConfig,
+    ResNetConfig,
+    SwinConfig,
+    ViTConfig,
+)
 
-from space.saliency import class_activation_maps, linear_head, overlay
+from space.saliency import METHODS, class_activation_maps, linear_head, methods_for, overlay, saliency_maps
 
 CONFIGS = {
     "resnet": ResNetConfig(layer_type="basic", depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_labels=3),
@@ -47,11 +54,49 @@ def test_maps_equal_grad_cam_at_the_last_feature_map(name, label):
     assert torch.allclose(maps / maps[0].numel(), grad_cam, atol=1e-4)
 
 
-def test_another_kind_of_head_is_refused():
-    model = random_model(ConvNextConfig(depths=[1, 1], hidden_sizes=[16, 32], num_stages=2))
-    assert linear_head(model) is None
+OTHERS = {
+    "convnext": ConvNextConfig(depths=[1, 1], hidden_sizes=[16, 32], num_stages=2, num_labels=2),
+    "vit": ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64,
+                     patch_size=16, num_labels=2),
+    "swin": SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[2, 2], num_labels=2),
+}  # fmt: skip
+
+
+def test_every_network_has_the_methods_that_it_allows():
+    fitting = {name: methods_for(random_model(config)) for name, config in (CONFIGS | OTHERS).items()}
+    assert fitting["resnet"] == fitting["bit"] == list(METHODS)
+    assert fitting["convnext"] == ["grad_cam", "integrated_gradients", "occlusion"]
+    assert fitting["vit"] == fitting["swin"] == ["integrated_gradients", "occlusion"]
     with pytest.raises(ValueError, match="average pooling"):
-        class_activation_maps(model, torch.zeros(1, 3, 32, 32))
+        class_activation_maps(random_model(OTHERS["convnext"]), torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
+def test_every_method_gives_a_map_for_the_class_of_each_image(name):
+    model, pixels = random_model((CONFIGS | OTHERS)[name]), torch.randn(2, 3, 64, 64)
+    for method in methods_for(model):
+        one, other = (saliency_maps(model, pixels, torch.tensor(classes), method) for classes in ([0, 1], [1, 1]))
+        assert one.ndim == 3
+        assert torch.isfinite(one).all()
+        assert torch.allclose(one[1], other[1], atol=1e-5)
+        assert not torch.allclose(one[0], other[0], atol=1e-5)
+
+
+def test_the_saliency_of_a_bright_spot_is_where_the_spot_is():
+    """A network that only sums up the brightness of the picture: every method points to the only bright place."""
+    model = random_model(CONFIGS["resnet"])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    torch.nn.init.constant_(model.classifier[1].weight, 1.0)
+    pixels = torch.zeros(1, 3, 64, 64)
+    pixels[:, :, 40:56, 8:24] = 1.0
+    for method in methods_for(model):
+        found = saliency_maps(model, pixels, torch.tensor([0]), method)[0]
+        row, column = np.unravel_index(int(found.argmax()), found.shape)
+        scale = 64 / found.shape[0]
+        assert 32 <= (row + 0.5) * scale <= 64, method
+        assert 0 <= (column + 0.5) * scale <= 32, method
 
 
 def test_the_overlay_has_the_image_s_size_and_leaves_what_does_not_count():

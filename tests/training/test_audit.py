@@ -16,7 +16,7 @@ from training import audit
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """20 patients with 3 images each; a given split, copies with two labels, and an odd, a broken and an unlisted file."""
+    """20 patients with 3 images each and a given split; copies with two labels; an odd, a broken, an unlisted file."""
     folder, rows = tmp_path_factory.mktemp("audit") / "home", []
     folder.mkdir()
     for patient in range(20):

@@ -18,6 +18,9 @@ def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
         told = {r.metric_type: r.metric_value for r in card.data.eval_results if r.dataset_split == name}
         assert told["roc_auc"] == round(evaluation["roc_auc"], 4)
         assert told["accuracy"] == round(evaluation["accuracy"], 4)
+        intervals = {r.metric_type: r.metric_args for r in card.data.eval_results if r.dataset_split == name}
+        assert intervals["roc_auc"] == {"ci95": [round(bound, 4) for bound in evaluation["ci95"]["roc_auc"]]}
+    assert data["co2_eq_emissions"]["emissions"] > 0
 
 
 def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):
@@ -25,11 +28,17 @@ def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):
     number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     pattern = (
         r"# small\n.*not a medical device.*synthetic.*"
-        r"## Figures\n.*\| \| test \(A\) \| external \(B\) \|\n\|---\|---\|---\|\n"
+        r"## Intended use\n.*Not for diagnosis.*## Figures\n.*\| \| test \(A\) \| external \(B\) \|\n\|---\|---\|---\|\n"
         r"\| images \(groups\) \| \d+ \(\d+\) \| 28 \(\d+\) \|\n"
         rf"\| accuracy \| {number} \| {number} \|\n.*\| AUC \| {number} \| {number} \|\n.*\| F1 macro \| {number} .*"
-        r"!\[confusion matrix of test\]\(eval/test_confusion.png\).*"
-        r"## Limits\n.*## Data\n.*\| train \| \d+ \| \d+ \| \d+ \|\n\| validation .*\n\| test .*Sites: A\..*"
+        r"\| by patient or clip \| test \| external \|\n\|---\|---\|---\|\n"
+        rf"\| accuracy \| {number} \| {number} \|.*"
+        r"!\[confusion matrix, ROC and precision-recall curve of test\]\(eval/test_performance.png\).*"
+        r"## Calibration, threshold, abstention\n\n- Not calibrated: .*fewer than 20\.\n"
+        r"- Threshold 0\.\d+ by youden on the validation part, \d+ images in \d+ groups, \d{4}-\d\d-\d\d, 95 % interval .*\n- It abstains .*"
+        r"## Is the saliency true\?\n.*\| rank correlation .* (passed|FAILED) \| .* (passed|FAILED) \|\n.*"
+        r"\| pointing game \(by chance\) \| \d\.\d\d \(\d\.\d\d\) .*"
+        r"## Limits\n.*## Data\n.*\| train \| \d+ \| \d+ \| \d+ \|\n\| validation .*\n\| test .*Sites: A\. Licences: .*"
         r"### Audit\n\n0 pairs of exact.*- No leak between parts\..*"
         r"## Use\n.*## Training\n\n2 epochs, best checkpoint: epoch [12] by loss.*seed 42.*torch 2\..*split_by: group"
     )
@@ -38,5 +47,5 @@ def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):
 
 def test_every_picture_in_the_card_is_in_the_folder(small_model):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (small_model / "README.md").read_text())
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     assert all((small_model / picture).is_file() for picture in pictures)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from space.errors import InputError
 from training import evaluate
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
+MORE = ("average_precision", "ppv", "npv", "mcc", "per_class")
 
 
 @pytest.fixture
@@ -19,13 +21,20 @@ def model(small_model, tmp_path):
 def test_the_file_holds_every_number_with_an_interval(model, small_phantom, capsys):
     evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "site_b"])
     result = json.loads((model / "eval" / "site_b.json").read_text())
-    assert (result["n"], result["labels"], result["threshold"]) == (28, ["normal", "sick"], 0.5)
+    threshold = json.loads((model / "config.json").read_text())["threshold"]
+    assert (result["n"], result["labels"], result["threshold"]) == (28, ["normal", "sick"], pytest.approx(threshold))
     assert np.sum(result["confusion_matrix"]) == 28
-    assert set(NUMBERS) <= set(result)
-    assert set(result["ci95"]) == set(NUMBERS)
+    assert {*NUMBERS, *MORE} <= set(result)
+    assert set(result["ci95"]) == {*NUMBERS, *MORE}
     for name in set(NUMBERS) - {"f1"}:
         low, high = result["ci95"][name]
         assert 0 <= low <= high <= 1
+    assert result["at_half"]["threshold"] == 0.5
+    assert result["cases"]["n"] == result["groups"]
+    assert set(result["subgroups"]) == {"finding"}
+    assert sum(part["n"] for part in result["subgroups"]["finding"].values()) == 28
+    assert result["abstained"]["images"] == round(28 * result["abstained"]["share"])
+    assert result["saliency"]["place"]["images"] == 14
     assert set(result["f1"]) == set(result["ci95"]["f1"]) == {"normal", "sick", "macro"}
     assert "site_b" in (model / "README.md").read_text()
     printed = capsys.readouterr().out
@@ -39,13 +48,13 @@ def test_a_row_for_each_image_agrees_with_the_numbers(model, small_phantom):
     result = json.loads((model / "eval" / "b.json").read_text())
     assert len(table) == result["n"]
     assert (table["label"] == table["prediction"]).mean() == pytest.approx(result["accuracy"])
-    assert ((table["probability_sick"] >= 0.5) == (table["prediction"] == "sick")).all()
+    assert ((table["probability_sick"] >= table["threshold"]) == (table["prediction"] == "sick")).all()
     assert np.allclose(table["probability_normal"] + table["probability_sick"], 1, atol=2e-6)
     assert table["group"].nunique() == result["groups"]
 
 
 def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom):
-    before = {name: (model / "eval" / name).read_bytes() for name in ("test.json", "test.csv", "test_roc.png")}
+    before = {name: (model / "eval" / name).read_bytes() for name in ("test.json", "test.csv", "test_performance.png")}
     evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
     assert before == {name: (model / "eval" / name).read_bytes() for name in before}
 
@@ -60,7 +69,7 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
 
 
-def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom, tmp_path):
+def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom, tmp_path, capsys):
     table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
     normal = tmp_path / "normal_only"
     shutil.copytree(small_phantom / "images", normal / "images")
@@ -69,7 +78,7 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom
     result = json.loads((model / "eval" / "normal.json").read_text())
     assert result["roc_auc"] is None
     assert 0 <= result["specificity"] <= 1
-    assert not (model / "eval" / "normal_roc.png").exists()
+    assert re.search(r"roc_auc +- +not defined for these images", capsys.readouterr().out)
     assert "not defined" in (model / "README.md").read_text()
 
 
@@ -80,11 +89,45 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom
         (["--name", "../x"], "expected letters, digits"),
         (["--name", "training"], "and not audit or training"),
         ([], "the following arguments are required: --name"),
+        (["--name", "x", "--prevalence", "5"], "--prevalence 5.0: expected a share between 0 and 1"),
+        (["--name", "x", "--folds", "MODEL"], "images stand in the test part of two folders"),
     ],
 )
 def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
     with pytest.raises(InputError, match=message):
+        arguments = [str(model) if argument == "MODEL" else argument for argument in arguments]
         evaluate.main([str(model), "--data", str(small_phantom), *arguments])
+
+
+def test_figures_at_a_prevalence_against_another_model_and_of_another_method(model, small_phantom, capsys):
+    evaluate.main(
+        [str(model), "--data", str(small_phantom), "--sites", "B", "--name", "b", "--prevalence", "0.1"]
+        + ["--against", str(model), "--saliency", "occlusion"]
+    )
+    result = json.loads((model / "eval" / "b.json").read_text())
+    sensitivity, specificity = result["sensitivity"], result["specificity"]
+    positives, alarms = 0.1 * sensitivity, 0.9 * (1 - specificity)
+    if positives + alarms:
+        assert result["ppv"] == pytest.approx(positives / (positives + alarms))
+    assert set(result["against"]["difference"].values()) == {0.0}
+    assert result["against"]["roc_auc_p"] == 1.0
+    assert result["saliency"]["method"] == "occlusion"
+    printed = capsys.readouterr().out
+    assert "minus model:" in printed
+    assert "DeLong's test of the AUCs, over groups: p = 1" in printed
+
+
+def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path):
+    """Two folders with other test parts: the rows of each are judged by itself."""
+    other = shutil.copytree(model, tmp_path / "other")
+    split = pd.read_csv(other / "split.csv", dtype=str)
+    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
+    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+    evaluate.main([str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other)])
+    table = pd.read_csv(model / "eval" / "folds.csv")
+    assert sorted(table["path"]) == sorted(split["path"][split["split"].isin({"test", "validation"})])
+    result = json.loads((model / "eval" / "folds.json").read_text())
+    assert (result["folds"], result["n"]) == (2, len(table))
 
 
 def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):

@@ -1,10 +1,12 @@
 import evaluate
 import numpy as np
 import pytest
+from scipy.special import expit
+from scipy.stats import norm
 from sklearn import metrics
 
-from training.evaluate import METRIC, load_metric
-from training.metric.bootstrap import bootstrap
+from training.measure import METRIC, load_metric
+from training.metric.bootstrap import bootstrap, calibration_gaps, interval
 
 
 def case(seed: int = 0, n: int = 120, classes: int = 2, groups: int = 25):
@@ -43,6 +45,11 @@ def test_the_numbers_are_those_of_scikit_learn(threshold):
         "sensitivity": metrics.recall_score(truth, decided),
         "specificity": metrics.recall_score(truth, decided, pos_label=0),
         "precision": metrics.precision_score(truth, decided),
+        "average_precision": metrics.average_precision_score(truth, score),
+        "mcc": metrics.matthews_corrcoef(truth, decided),
+        "ppv": metrics.precision_score(truth, decided),
+        "npv": metrics.precision_score(truth, decided, pos_label=0),
+        "prevalence": truth.mean(),
         "brier": metrics.brier_score_loss(truth, score),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected)
@@ -55,6 +62,23 @@ def test_the_numbers_are_those_of_scikit_learn(threshold):
     )
 
 
+def test_predictive_values_hold_at_a_stated_prevalence():
+    # Altman and Bland, Diagnostic tests 2: predictive values, BMJ 1994, 309:102: liver scans of 344 patients.
+    truth = np.repeat([1, 1, 0, 0], [231, 27, 32, 54])
+    score = np.repeat([0.9, 0.1, 0.9, 0.1], [231, 27, 32, 54])
+    told = compute(np.c_[1 - score, score], truth, draws=0)
+    assert (round(told["ppv"], 2), round(told["npv"], 2)) == (0.88, 0.67)
+    told = compute(np.c_[1 - score, score], truth, draws=0, prevalence=0.25)
+    assert (round(told["ppv"], 2), round(told["npv"], 2)) == (0.45, 0.95)
+
+
+def test_a_threshold_for_each_image_decides_each():
+    probabilities, truth, _ = case()
+    shifted = np.where(np.arange(120) % 2, 0.3, 0.7)
+    told = compute(probabilities, truth, threshold=shifted, draws=0)
+    assert told["accuracy"] == metrics.accuracy_score(truth, probabilities[:, 1] >= shifted)
+
+
 def test_three_classes():
     probabilities, truth, _ = case(classes=3)
     result = compute(probabilities, truth, draws=50)
@@ -62,6 +86,12 @@ def test_three_classes():
     assert result["accuracy"] == pytest.approx(metrics.accuracy_score(truth, probabilities.argmax(1)))
     assert result["sensitivity"] == pytest.approx(metrics.recall_score(truth == 2, probabilities.argmax(1) == 2))
     assert set(result["f1"]) == {"0", "1", "2", "macro"}
+    assert result["mcc"] == pytest.approx(metrics.matthews_corrcoef(truth, probabilities.argmax(1)))
+    recalls = metrics.recall_score(truth, probabilities.argmax(1), average=None)
+    assert list(result["per_class"]["sensitivity"].values()) == pytest.approx([*recalls, recalls.mean()])
+    areas = [metrics.average_precision_score(truth == label, probabilities[:, label]) for label in range(3)]
+    assert list(result["per_class"]["average_precision"].values()) == pytest.approx([*areas, np.mean(areas)])
+    assert set(result["ci95"]["per_class"]["roc_auc"]) == {"0", "1", "2", "macro"}
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -69,7 +99,8 @@ def test_the_bootstrap_equals_one_that_resamples_the_images(classes):
     probabilities, truth, groups = case(classes=classes)
     decided = probabilities.argmax(1)
     fast = bootstrap(probabilities, truth, decided, groups, draws=40, seed=7)
-    drawn = np.random.default_rng(7).integers(0, groups.max() + 1, (40, groups.max() + 1))
+    generator = np.random.default_rng(7).spawn(1)[0]
+    drawn = generator.integers(0, groups.max() + 1, (40, groups.max() + 1), dtype=np.int32)
     for draw, chosen in enumerate(drawn):
         rows = np.concatenate([np.flatnonzero(groups == group) for group in chosen])
         t, d, p = truth[rows], decided[rows], probabilities[rows]
@@ -82,7 +113,12 @@ def test_the_bootstrap_equals_one_that_resamples_the_images(classes):
         assert fast["sensitivity"][draw] == pytest.approx(metrics.recall_score(t == last, d == last))
         assert fast["specificity"][draw] == pytest.approx(metrics.recall_score(t != last, d != last))
         assert fast["precision"][draw] == pytest.approx(metrics.precision_score(t == last, d == last))
-        assert fast["f1"][draw].mean() == pytest.approx(metrics.f1_score(t, d, average="macro"))
+        binary = t == last
+        areas = [metrics.average_precision_score(t == label, p[:, label]) for label in range(classes)]
+        assert fast["average_precision"][draw] == pytest.approx(areas[1] if classes == 2 else np.mean(areas), abs=1e-6)
+        assert fast["mcc"][draw] == pytest.approx(metrics.matthews_corrcoef(t, d))
+        assert fast["ppv"][draw] == pytest.approx(metrics.precision_score(binary, d == last))
+        assert fast["f1_of_class"][draw].mean() == pytest.approx(metrics.f1_score(t, d, average="macro"))
         assert fast["brier"][draw] == pytest.approx(squared)
 
 
@@ -108,6 +144,35 @@ def test_images_of_one_class_give_what_can_be_given():
     for name in ("roc_auc", "balanced_accuracy", "sensitivity"):
         assert result[name] is None
         assert result["ci95"][name] is None
+
+
+def test_intervals_over_groups_hold_the_truth_95_times_of_100_and_those_over_images_do_not():
+    """80 patients with 5 images, much alike: of 500 repeats, how many intervals of the AUC hold the true one?"""
+    rng, spread, within = np.random.default_rng(0), 1.0, 0.4
+    patients, images = 80, 5
+    truth = np.repeat(np.arange(patients) % 2, images)
+    groups = np.repeat(np.arange(patients), images)
+    true_auc = norm.cdf(1.5 / np.sqrt(2 * (spread**2 + within**2)))
+    held = {"groups": 0, "images": 0}
+    for repeat in range(500):
+        score = 1.5 * truth + np.repeat(rng.normal(0, spread, patients), images) + rng.normal(0, within, len(truth))
+        p = expit(score)
+        for name, unit in (("groups", groups), ("images", np.arange(len(truth)))):
+            drawn = bootstrap(np.c_[1 - p, p], truth, (p > 0.5).astype(int), unit, 400, repeat)
+            low, high = interval(drawn["roc_auc"])
+            held[name] += low <= true_auc <= high
+    assert 0.93 <= held["groups"] / 500 <= 0.97
+    assert held["images"] / 500 < 0.75
+
+
+def test_calibration_error_of_a_published_example():
+    # torchmetrics' example of binary_calibration_error: with two bins of equal width, which hold 2 and 3 images, it is
+    # 0.29. With each image repeated until the two hold as many, bins of equal size are the same ones.
+    score = np.repeat([0.25, 0.25, 0.55, 0.75, 0.75], [3, 3, 2, 2, 2])
+    truth = np.repeat([0, 0, 1, 1, 1], [3, 3, 2, 2, 2])
+    low, high = np.abs(calibration_gaps(np.c_[1 - score, score], truth, bins=2).sum(axis=0)) / 6
+    assert sorted([low, high]) == pytest.approx([0.25, 0.95 / 3])
+    assert (2 * min(low, high) + 3 * max(low, high)) / 5 == pytest.approx(0.29)
 
 
 def test_calibration_error_of_a_worked_example():

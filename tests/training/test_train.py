@@ -35,11 +35,12 @@ def test_the_model_folder_holds_what_it_should_and_nothing_else(small_model):
     evaluations = [
         f"eval/{name}{end}"
         for name in ("external", "test")
-        for end in (".csv", ".json", "_confusion.png", "_reliability.png", "_roc.png")
+        for end in (".csv", ".json", "_gallery.png", "_performance.png", "_trust.png")
     ]
     assert files == sorted(
-        ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "split.csv"]
-        + ["eval/audit.json", "eval/training.json", *evaluations]
+        ["README.md", "abstention.safetensors", "config.json", "model.safetensors", "preprocessor_config.json"]
+        + ["recipe.yaml", "report.html", "split.csv", "eval/audit.json", "eval/comparison.png"]
+        + ["eval/learning_curves.png", "eval/training.json", *evaluations]
     )
     assert not list(small_model.parent.glob(".*"))
 
@@ -145,7 +146,11 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
         [str(RECIPES / "default.yaml"), "--data", str(small_phantom), "--model_name_or_path", str(small_model)]
         + ["--output_dir", str(tmp_path / "m"), "--image_size", "64", "--num_train_epochs", "1"]
     )
-    assert AutoModelForImageClassification.from_pretrained(tmp_path / "m").config.threshold == 0.5
+    config = AutoModelForImageClassification.from_pretrained(tmp_path / "m").config
+    assert 0 < config.threshold < 1
+    assert config.threshold_origin["rule"] == "youden"
+    assert config.threshold_origin["data"].startswith("validation part, ")
+    assert "fewer than 20" in config.calibration["reason"]
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 

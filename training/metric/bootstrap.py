@@ -1,86 +1,86 @@
 """The bootstrap over groups behind every interval; numpy alone, for it is also used where nothing else is loaded."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 BINS = 10  # of the expected calibration error, with equal numbers of images
-CHUNK = 4_000_000  # draws x images that are held at a time
+CHUNK = 2_000_000  # draws x images that are held at a time by one thread
 
 
-def bootstrap(probabilities, truth, decided, groups, draws, seed):
-    """Draw whole groups with replacement; returns {name: (draws,) array}, and (draws, classes) for f1.
+def bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence=None):
+    """Draw whole groups with replacement; returns {name: (draws,) array}, and (draws, classes) for PER_CLASS names.
 
-    Nothing is measured anew for a draw: all numbers but the AUC are functions of sums over groups, so they come from
-    one product of the (draws, groups) counts with per-group sums; the AUC comes from weighted ranks.
+    Nothing is measured anew for a draw: most numbers are functions of sums over groups, so they come from one product
+    of the (draws, groups) counts with per-group sums; areas under curves come from weighted ranks. The same seed draws
+    the same groups, so that the difference of two models' arrays is the paired bootstrap.
     """
-    classes = probabilities.shape[1]
-    positive = classes - 1
-    number = groups.max() + 1
-    onehot = np.eye(classes)[truth]
+    classes, number = probabilities.shape[1], groups.max() + 1
     cells = np.eye(classes * classes)[truth * classes + decided]
+    onehot = np.eye(classes)[truth]
     additive = np.column_stack([cells, squared_errors(probabilities, onehot), calibration_gaps(probabilities, truth)])
     per_group = np.zeros((number, additive.shape[1]))
     np.add.at(per_group, groups, additive)
+    ranked = [_rank(probabilities[:, label], truth == label, groups) for label in range(classes)]
 
-    rng = np.random.default_rng(seed)
-    sums, aucs = [], []
-    step = max(1, CHUNK // len(truth))
-    for first in range(0, draws, step):
-        drawn = rng.integers(0, number, (min(step, draws - first), number))
-        offset = np.arange(len(drawn))[:, None] * number
-        counts = np.bincount((drawn + offset).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float32)
-        sums.append(counts @ per_group)
-        aucs.append(_weighted_auc(probabilities, truth, counts, groups))
-    sums = np.concatenate(sums)
+    def take(chunk):
+        counts = _draw(*chunk, number)
+        areas = [_weighted_areas(counts, *ranks) for ranks in ranked]
+        return counts @ per_group, np.stack([area[0] for area in areas], 1), np.stack([area[1] for area in areas], 1)
 
+    with ThreadPoolExecutor() as pool:
+        sums, aucs, precisions = map(
+            np.concatenate, zip(*pool.map(take, _chunks(draws, len(truth), seed)), strict=True)
+        )
     confusion = sums[:, : classes * classes].reshape(-1, classes, classes)
-    n, rows, columns = confusion.sum(axis=(1, 2)), confusion.sum(axis=2), confusion.sum(axis=1)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    numbers = of_confusion(confusion, prevalence)
+    numbers |= {"roc_auc_of_class": aucs, "average_precision_of_class": precisions}
+    return numbers | {
+        "roc_auc": aucs[:, 1] if classes == 2 else aucs.mean(axis=1),
+        "average_precision": precisions[:, 1] if classes == 2 else precisions.mean(axis=1),
+        "brier": sums[:, classes * classes] / confusion.sum(axis=(1, 2)),
+        "ece": np.abs(sums[:, classes * classes + 1 :]).sum(axis=1) / confusion.sum(axis=(1, 2)),
+    }
+
+
+def of_confusion(confusion, prevalence=None):
+    """All numbers that confusion matrices (draws, classes, classes; rows: true class) hold; NaN where undefined.
+
+    sensitivity, specificity, precision and npv are of the last class, the positive one; NAME_of_class of each class.
+    ppv and npv hold at `prevalence` of the positive class (by Bayes' rule), or at the images' own where it is None.
+    mcc is the correlation of true and called classes (Gorodkin, Comput. Biol. Chem. 2004, for more than two).
+    """
+    confusion = np.asarray(confusion, float)
+    n = confusion.sum(axis=(1, 2))
+    rows, columns, hits = confusion.sum(axis=2), confusion.sum(axis=1), np.diagonal(confusion, axis1=1, axis2=2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        recalls = hits / rows
-        f1 = 2 * hits / (rows + columns)
-        false_positives = columns[:, positive] - hits[:, positive]
+        sensitivity = hits / rows
+        specificity = 1 - (columns - hits) / (n[:, None] - rows)
+        precision, f1 = hits / columns, 2 * hits / (rows + columns)
+        share = rows[:, -1] / n if prevalence is None else prevalence
+        found, spared = sensitivity[:, -1] * share, specificity[:, -1] * (1 - share)
+        covariance = hits.sum(axis=1) * n - (rows * columns).sum(axis=1)
+        spread = (n**2 - (rows**2).sum(axis=1)) * (n**2 - (columns**2).sum(axis=1))
         return {
             "accuracy": hits.sum(axis=1) / n,
-            "balanced_accuracy": recalls.mean(axis=1),
-            "roc_auc": np.concatenate(aucs),
-            "sensitivity": recalls[:, positive],
-            "specificity": 1 - false_positives / (n - rows[:, positive]),
-            "precision": hits[:, positive] / columns[:, positive],
-            "f1": f1,
-            "brier": sums[:, classes * classes] / n,
-            "ece": np.abs(sums[:, classes * classes + 1 :]).sum(axis=1) / n,
+            "balanced_accuracy": sensitivity.mean(axis=1),
+            "sensitivity": sensitivity[:, -1],
+            "specificity": specificity[:, -1],
+            "precision": precision[:, -1],
+            "ppv": found / (found + (1 - specificity[:, -1]) * (1 - share)),
+            "npv": spared / (spared + (1 - sensitivity[:, -1]) * share),
+            "mcc": covariance / np.sqrt(spread),
+            "f1_of_class": f1,
+            "sensitivity_of_class": sensitivity,
+            "specificity_of_class": specificity,
+            "precision_of_class": precision,
         }
 
 
-def intervals(sampled, labels):
-    """95 % percentile intervals, [low, high], of what `bootstrap` returns; None where no draw defines the number."""
-
-    def interval(values):
-        values = values[np.isfinite(values)]
-        return [float(bound) for bound in np.quantile(values, [0.025, 0.975])] if len(values) else None
-
-    result = {name: interval(values) for name, values in sampled.items() if name != "f1"}
-    result["f1"] = {name: interval(sampled["f1"][:, index]) for index, name in enumerate(labels)}
-    result["f1"]["macro"] = interval(sampled["f1"].mean(axis=1))
-    return result
-
-
-def _weighted_auc(probabilities, truth, counts, groups):
-    """AUC of each draw, counts (draws, groups), ties counted half; the mean over classes when more than two."""
-    classes = probabilities.shape[1]
-    areas = []
-    for positive in [1] if classes == 2 else range(classes):
-        order = np.argsort(probabilities[:, positive], kind="stable")
-        scores = probabilities[order, positive]
-        starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
-        is_positive = truth[order] == positive
-        weights = counts[:, groups[order]]
-        positives = np.add.reduceat(weights * is_positive, starts, axis=1)
-        negatives = np.add.reduceat(weights, starts, axis=1) - positives
-        below = np.cumsum(negatives, axis=1) - negatives / 2
-        with np.errstate(invalid="ignore"):
-            areas.append((positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1)))
-    return np.mean(areas, axis=0)
+def interval(values):
+    """95 % percentile interval, [low, high], of the draws that define a number; None where none does."""
+    values = values[np.isfinite(values)]
+    return [float(bound) for bound in np.quantile(values, [0.025, 0.975])] if len(values) else None
 
 
 def squared_errors(probabilities, onehot):
@@ -89,14 +89,54 @@ def squared_errors(probabilities, onehot):
     return squared[:, 1] if squared.shape[1] == 2 else squared.sum(axis=1)
 
 
-def calibration_gaps(probabilities, truth):
-    """Confidence minus correctness of each image, in the column of its bin: (images, BINS).
+def calibration_gaps(probabilities, truth, bins=BINS):
+    """Confidence minus correctness of each image, in the column of its bin: (images, bins).
 
     The absolute column sums, added up and divided by the number of images, are the expected calibration error of the
     most probable class with bins of equal size (Nguyen and O'Connor, EMNLP 2015).
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == truth
-    bins = np.empty(len(truth), int)
-    bins[np.argsort(confidence, kind="stable")] = np.arange(len(truth)) * BINS // len(truth)
-    return (confidence - correct)[:, None] * np.eye(BINS)[bins]
+    column = np.empty(len(truth), int)
+    column[np.argsort(confidence, kind="stable")] = np.arange(len(truth)) * bins // len(truth)
+    return (confidence - correct)[:, None] * np.eye(bins)[column]
+
+
+def _chunks(draws, images, seed):
+    """(generator of its own, number of draws) of pieces that fit into the caches."""
+    step = max(1, CHUNK // images)
+    sizes = [min(step, draws - start) for start in range(0, draws, step)]
+    return list(zip(np.random.default_rng(seed).spawn(len(sizes)), sizes, strict=True))
+
+
+def _draw(generator, draws, number):
+    """How often each group is drawn: (draws, groups), each row adds up to the number of groups."""
+    chosen = generator.integers(0, number, (draws, number), dtype=np.int32)
+    return np.stack([np.bincount(row, minlength=number) for row in chosen]).astype(np.float32)
+
+
+def _rank(scores, positive, groups):
+    """What `_weighted_areas` needs to know of one class, found once for all draws."""
+    order = np.argsort(scores, kind="stable")
+    ups, downs = order[positive[order]], order[~positive[order]]
+    high, low = scores[ups], scores[downs]
+    below, at = np.searchsorted(low, high, "left"), np.searchsorted(low, high, "right")
+    return groups[ups], groups[downs], below, at, np.searchsorted(high, high, "left")
+
+
+def _weighted_areas(counts, ups, downs, below, at, first):
+    """AUC, ties counted half, and average precision of each draw, counts (draws, groups); NaN with one class only."""
+    positives = counts.take(ups, axis=1)
+    negatives = np.zeros((len(counts), len(downs) + 1), np.float32)
+    np.cumsum(counts.take(downs, axis=1), axis=1, out=negatives[:, 1:])
+    before = np.zeros((len(counts), len(ups) + 1), np.float32)
+    np.cumsum(positives, axis=1, out=before[:, 1:])
+    under, total, all_negatives = negatives.take(below, axis=1), before[:, -1], negatives[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        auc = (positives * (under + negatives.take(at, axis=1))).sum(axis=1, dtype=float) / (
+            2.0 * total * all_negatives
+        )
+        found = total[:, None] - before.take(first, axis=1)
+        shares = found / np.maximum(found + all_negatives[:, None] - under, 1)
+        precision = (positives * shares).sum(axis=1, dtype=float) / total
+    return auc, np.where(all_negatives > 0, precision, np.nan)

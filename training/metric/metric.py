@@ -1,15 +1,22 @@
 """One metric for the whole report, loadable by path with no network: evaluate.load("training/metric").
 
-Numbers are scikit-learn's; the 95 % intervals are percentiles of a bootstrap over groups (patients or clips), because
-images of one group are not independent: Field and Welsh, Bootstrapping clustered data, J. R. Stat. Soc. B 2007, 69:369.
+Areas under curves are scikit-learn's; the 95 % intervals are percentiles of a bootstrap over groups (patients or
+clips), because images of one group are not independent: Field and Welsh, Bootstrapping clustered data, J. R. Stat.
+Soc. B 2007, 69:369.
 """
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn import metrics
+from sklearn.metrics import average_precision_score
+from sklearn.metrics import confusion_matrix
+from sklearn.metrics import roc_auc_score
 
-from .bootstrap import bootstrap, calibration_gaps, intervals, squared_errors
+from .bootstrap import bootstrap
+from .bootstrap import calibration_gaps
+from .bootstrap import interval
+from .bootstrap import of_confusion
+from .bootstrap import squared_errors
 
 DESCRIPTION = "Classification numbers of a chest-image model with 95 % intervals from a bootstrap over groups."
 CITATION = ""
@@ -19,15 +26,23 @@ Args:
     references: class indices
     labels: class names (default: "0", "1", ...)
     groups: patient or clip of each image (default: each image is its own)
-    threshold: with two classes, the least probability of the positive class that is called positive (default 0.5)
+    threshold: with two classes, the least probability of the positive class that is called positive (default 0.5);
+        one number, or one for each image where several models were asked (their mean is returned then)
+    prevalence: of the positive class, for ppv and npv (default: its share of the images)
     draws: of the bootstrap (default 2000); 0 leaves the intervals out
     seed: of the bootstrap (default 0)
 Returns:
-    n, groups, labels, threshold, confusion_matrix (rows: true class), accuracy, balanced_accuracy, roc_auc (with more
-    than two classes the mean of one against the rest), sensitivity, specificity and precision of the positive class,
-    f1 per class and macro, brier, ece, and ci95 with [low, high] for each. What the images do not define, such as the
-    AUC of one class, is None.
+    n, groups, labels, threshold, prevalence, confusion_matrix (rows: true class); accuracy, balanced_accuracy, roc_auc,
+    average_precision (with more than two classes the mean of one against the rest), sensitivity, specificity and
+    precision of the positive class, ppv and npv at the prevalence, mcc, brier, ece; f1 by class and macro; per_class
+    with the same of sensitivity, specificity, precision, roc_auc and average_precision; and ci95 with [low, high] for
+    each. What the images do not define, such as the AUC of one class, is None.
 """
+NUMBERS = (
+    *("accuracy", "balanced_accuracy", "roc_auc", "average_precision", "sensitivity", "specificity", "precision"),
+    *("ppv", "npv", "mcc", "brier", "ece"),
+)
+PER_CLASS = ("sensitivity", "specificity", "precision", "roc_auc", "average_precision")
 
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
@@ -44,50 +59,75 @@ class ChestOpacityMetric(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, labels=None, groups=None, threshold=0.5, draws=2000, seed=0):
+    def _compute(
+        self,
+        predictions,
+        references,
+        labels=None,
+        groups=None,
+        threshold=0.5,
+        prevalence=None,
+        draws=2000,
+        seed=0,
+    ):
         probabilities, truth = np.asarray(predictions, float), np.asarray(references)
         classes = probabilities.shape[1]
         labels = list(labels) if labels is not None else [str(index) for index in range(classes)]
         groups = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(truth))
-        decided = probabilities[:, 1] >= threshold if classes == 2 else probabilities.argmax(axis=1)
-        result = {"n": len(truth), "groups": int(groups.max()) + 1, "labels": labels, "threshold": threshold}
-        result |= point_estimates(probabilities, truth, decided.astype(int), labels)
+        decided = decide(probabilities, threshold)
+        confusion = confusion_matrix(truth, decided, labels=range(classes))
+        told = {
+            "n": len(truth),
+            "groups": int(groups.max()) + 1,
+            "labels": labels,
+            "threshold": float(np.mean(threshold)),
+            "prevalence": float((truth == classes - 1).mean()) if prevalence is None else prevalence,
+            "confusion_matrix": confusion.tolist(),
+        }
+        once = {name: values[0] for name, values in of_confusion(confusion[None], prevalence).items()}
+        told |= _arranged(once | _scores(probabilities, truth), labels, _number)
         if draws:
-            sampled = bootstrap(probabilities, truth, decided.astype(int), groups, draws, seed)
-            result["ci95"] = intervals(sampled, labels)
-        return result
+            drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
+            told["ci95"] = _arranged(drawn, labels, interval)
+        return told
 
 
-def point_estimates(probabilities, truth, decided, labels):
-    """scikit-learn's numbers; None where the images at hand do not define one."""
-    classes = range(len(labels))
-    positive = len(labels) - 1
-    confusion = metrics.confusion_matrix(truth, decided, labels=classes)
-    present = confusion.sum(axis=1) > 0
-    recalls = metrics.recall_score(truth, decided, labels=classes, average=None, zero_division=0)
-    precision = metrics.precision_score(truth, decided, labels=[positive], average=None, zero_division=np.nan)[0]
-    f1 = metrics.f1_score(truth, decided, labels=classes, average=None, zero_division=np.nan)
-    negatives = confusion.sum() - confusion[positive].sum()
-    false_positives = confusion[:, positive].sum() - confusion[positive, positive]
-    onehot = np.eye(len(labels))[truth]
+def decide(probabilities, threshold=0.5):
+    """Class indices of (images, classes): by the threshold with two classes, else by the greatest probability."""
+    if probabilities.shape[1] == 2:
+        return (probabilities[:, 1] >= np.asarray(threshold)).astype(int)
+    return probabilities.argmax(axis=1)
+
+
+def _scores(probabilities, truth):
+    """What depends on the probabilities themselves; NaN where one class only is there."""
+    classes = probabilities.shape[1]
+    aucs, precisions = np.full(classes, np.nan), np.full(classes, np.nan)
+    for label in range(classes):
+        if 0 < (truth == label).sum() < len(truth):
+            aucs[label] = roc_auc_score(truth == label, probabilities[:, label])
+            precisions[label] = average_precision_score(truth == label, probabilities[:, label])
+    gaps = calibration_gaps(probabilities, truth)
     return {
-        "confusion_matrix": confusion.tolist(),
-        "accuracy": metrics.accuracy_score(truth, decided),
-        "balanced_accuracy": float(recalls[present].mean()) if present.all() else None,
-        "roc_auc": _roc_auc(probabilities, truth) if present.all() else None,
-        "sensitivity": float(recalls[positive]) if present[positive] else None,
-        "specificity": float(1 - false_positives / negatives) if negatives else None,
-        "precision": _number(precision),
-        "f1": {name: _number(value) for name, value in zip(labels, f1, strict=True)} | {"macro": _number(f1.mean())},
-        "brier": float(squared_errors(probabilities, onehot).mean()),
-        "ece": float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth)),
+        "roc_auc": aucs[1] if classes == 2 else aucs.mean(),
+        "average_precision": precisions[1] if classes == 2 else precisions.mean(),
+        "roc_auc_of_class": aucs,
+        "average_precision_of_class": precisions,
+        "brier": squared_errors(probabilities, np.eye(classes)[truth]).mean(),
+        "ece": np.abs(gaps.sum(axis=0)).sum() / len(truth),
     }
 
 
-def _roc_auc(probabilities, truth):
-    if probabilities.shape[1] == 2:
-        return float(metrics.roc_auc_score(truth, probabilities[:, 1]))
-    return float(metrics.roc_auc_score(truth, probabilities, multi_class="ovr"))
+def _arranged(values, labels, form):
+    """The numbers in the order they are told, those of each class by its name; `form` is applied to each."""
+
+    def of_class(name):
+        by_class = np.asarray(values[f"{name}_of_class"])
+        named = {label: form(by_class[..., index]) for index, label in enumerate(labels)}
+        return named | {"macro": form(by_class.mean(axis=-1))}
+
+    told = {name: form(values[name]) for name in NUMBERS}
+    return told | {"f1": of_class("f1"), "per_class": {name: of_class(name) for name in PER_CLASS}}
 
 
 def _number(value):

@@ -1,0 +1,88 @@
+"""Is an image like those that the model was trained on? If not, the model abstains.
+
+Each stage of the network sees an image as channels; averaged over the picture they are one point, and the points of
+the training images make a cloud. Its shape, probabilistic principal components (Tipping and Bishop, J. R. Stat. Soc. B
+1999), gives the Mahalanobis distance of a new point (Lee et al., A simple unified framework for detecting
+out-of-distribution samples, NeurIPS 2018). Distances of all stages are averaged, each in units of its usual size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from safetensors.numpy import load_file
+
+FILE = "abstention.safetensors"
+AXES = 32  # principal axes that are kept of each stage
+LIMIT = 3.0  # usual distances from which on an image is unlike the training images
+
+
+def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+    """Channels of each stage averaged over the picture, on a logarithmic scale: (images, channels) each.
+
+    hidden_states: (images, channels, rows, columns) of convolutional networks, (images, tokens, channels) of others.
+    """
+    means = [state.float().mean(dim=(2, 3) if state.ndim == 4 else 1).cpu().numpy() for state in hidden_states]
+    return [np.sign(mean) * np.log1p(np.abs(mean)) for mean in means]
+
+
+class Abstention:
+    """The clouds of all stages: for each mean, scale (channels,), axes (AXES, channels), variance, rest, usual."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        self.tensors = dict(tensors)
+        self.stages = 1 + max(int(name.split(".")[0]) for name in tensors if name[0].isdigit())
+
+    @classmethod
+    def fit(cls, train: list[np.ndarray], validation: list[np.ndarray]) -> Abstention:
+        """From the stage features of train and validation images, lists of (images, channels).
+
+        The usual distance is the median of the validation images, which were not fitted to; the limit is LIMIT times
+        that, and no less than what the furthest of them has.
+        """
+        tensors = {}
+        for stage, points in enumerate(train):
+            mean, scale = points.mean(axis=0), points.std(axis=0) + 1e-6
+            _, values, axes = np.linalg.svd((points - mean) / scale, full_matrices=False)
+            variance = values**2 / len(points)
+            kept = max(1, min(AXES, len(points) // 4))
+            rest = max(variance[kept:].sum() / max(points.shape[1] - kept, 1), 1e-3)
+            cloud = {"mean": mean, "scale": scale, "axes": axes[:kept], "variance": np.maximum(variance[:kept], rest)}
+            cloud |= {"rest": np.array([rest]), "usual": np.ones(1)}
+            tensors |= {f"{stage}.{name}": value.astype(np.float32) for name, value in cloud.items()}
+        found = cls(tensors | {"limit": np.ones(1, np.float32)})
+        for stage, points in enumerate(validation):
+            found.tensors[f"{stage}.usual"] = np.array([np.median(found._distance(stage, points))], np.float32)
+        furthest = found.distances(validation).max()
+        found.tensors["limit"] = np.array([max(LIMIT, furthest)], np.float32)
+        return found
+
+    @classmethod
+    def load(cls, model_id: str | Path) -> Abstention | None:
+        """What lies in a model folder or Hub repository; None where nothing does."""
+        path = Path(model_id) / FILE
+        if not Path(model_id).is_dir():
+            try:
+                path = Path(hf_hub_download(str(model_id), FILE))
+            except (EntryNotFoundError, HfHubHTTPError, OSError):  # the model itself has been loaded already
+                return None
+        return cls(load_file(path)) if path.is_file() else None
+
+    def distances(self, features: list[np.ndarray]) -> np.ndarray:
+        """Of stage features: (images,), in units of the largest distance that is accepted."""
+        units = [self._distance(stage, points) for stage, points in enumerate(features)]
+        return np.mean(units, axis=0) / self.tensors["limit"][0]
+
+    def _distance(self, stage: int, points: np.ndarray) -> np.ndarray:
+        mean, scale, axes, variance, rest, usual = (
+            self.tensors[f"{stage}.{name}"] for name in ("mean", "scale", "axes", "variance", "rest", "usual")
+        )
+        points = (points - mean) / scale
+        along = points @ axes.T
+        beside = np.maximum((points**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        return np.sqrt((along**2 / variance).sum(axis=1) + beside / rest[0]) / usual[0]

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_sample_images
+from sklearn.metrics import roc_auc_score
+
+from space.abstention import FILE, Abstention, stage_features
+from space.predictor import Predictor
+from training.sources import load_data, phantom_folder
+
+
+def cloud(rng, n, stretch=1.0):
+    """Points of two stages, (n, 6) and (n, 40): long in some directions, flat in others."""
+    return [rng.normal(0, stretch, (n, width)) * np.geomspace(5, 0.1, width) for width in (6, 40)]
+
+
+@pytest.fixture
+def fitted():
+    rng = np.random.default_rng(0)
+    return Abstention.fit(cloud(rng, 300), cloud(rng, 100)), rng
+
+
+def test_what_is_drawn_alike_is_accepted_and_what_is_far_is_not(fitted):
+    abstention, rng = fitted
+    assert (abstention.distances(cloud(rng, 1000)) < 1).all()
+    assert (abstention.distances(cloud(rng, 1000, stretch=8)) > 1).all()
+
+
+def test_far_depends_on_the_direction(fitted):
+    abstention, _ = fitted
+    along, across = np.zeros((2, 6)), np.zeros((2, 40))
+    along[0, 0], along[1, -1] = 4.0, 4.0  # a usual step in the long direction, an enormous one in the flat one
+    near, far = abstention.distances([along, across])
+    assert near < 1 < far
+
+
+def test_what_was_fitted_is_what_is_loaded(fitted, tmp_path):
+    from safetensors.numpy import save_file
+
+    abstention, rng = fitted
+    assert Abstention.load(tmp_path) is None
+    save_file(abstention.tensors, tmp_path / FILE)
+    points = cloud(rng, 5)
+    assert np.array_equal(Abstention.load(tmp_path).distances(points), abstention.distances(points))
+
+
+def test_stages_of_convolutions_and_of_tokens_are_points_of_channels():
+    features = stage_features((torch.rand(2, 3, 8, 8), torch.rand(2, 5, 7)))
+    assert [each.shape for each in features] == [(2, 3), (2, 7)]
+
+
+def test_the_demo_s_model_knows_frames_from_photographs_text_and_noise(demo_model):
+    """Simulated frames of both sites against pieces of two photographs, pages of text, noise and plain areas."""
+    predictor, rng = Predictor(demo_model), np.random.default_rng(0)
+    rows = load_data(phantom_folder())
+    frames = [rows[int(index)]["image"].convert("RGB") for index in rng.permutation(len(rows))[:100]]
+    strange = [Image.new("RGB", (200, 150), (level,) * 3) for level in (60, 128, 250)]
+    strange += [Image.fromarray(rng.integers(0, 256, (150, 200, 3), np.uint8)) for _ in range(10)]
+    for ink, paper in ((20, 255), (235, 0)):
+        for _ in range(10):
+            page = Image.new("L", (400, 500), paper)
+            letters = rng.integers(97, 123, (24, 40), np.uint8)
+            for line, text in enumerate(letters):
+                ImageDraw.Draw(page).text((20, 10 + 20 * line), text.tobytes().decode(), fill=ink)
+            strange.append(page.convert("RGB"))
+    for photograph in map(Image.fromarray, load_sample_images().images):
+        for _ in range(15):
+            left, top = rng.integers(0, 340), rng.integers(0, 220)
+            strange.append(photograph.crop((left, top, left + 300, top + 200)))
+    far = np.array([predictor.answer([image])[0].distance for image in [*frames, *strange]])
+    unlike = np.arange(len(far)) >= len(frames)
+    assert roc_auc_score(unlike, far) >= 0.95
+    assert (far[~unlike] > 1).mean() <= 0.05
+    assert (far[unlike] > 1).mean() >= 0.9

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from training.compare import compare, delong
+from training.measure import load_metric
+
+# DeLong, DeLong and Clarke-Pearson, Biometrics 1988, table 1, as printed in SAS/STAT's manual of PROC LOGISTIC:
+# albumin, total protein, K-G score and outcome of patients with ovarian cancer.
+OVARIAN = """
+3.0 5.8 10 0 3.2 6.3 5 1 3.9 6.8 3 1 2.8 4.8 6 0 3.2 5.8 3 1 0.9 4.0 5 0 2.5 5.7 8 0 1.6 5.6 5 1 3.8 5.7 5 1
+3.7 6.7 6 1 3.2 5.4 4 1 3.8 6.6 6 1 4.1 6.6 5 1 3.6 5.7 5 1 4.3 7.0 4 1 3.6 6.7 4 0 2.3 4.4 6 1 4.2 7.6 4 0
+4.0 6.6 6 0 3.5 5.8 6 1 3.8 6.8 7 1 3.0 4.7 8 0 4.5 7.4 5 1 3.7 7.4 5 1 3.1 6.6 6 1 4.1 8.2 6 1 4.3 7.0 5 1
+4.3 6.5 4 1 3.2 5.1 5 1 2.6 4.7 6 1 3.3 6.8 6 0 1.7 4.0 7 0 3.7 6.1 5 1 3.3 6.3 7 1 4.2 7.7 6 1 3.5 6.2 5 1
+2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0 4.0 7.0 7 1 3.3 5.7 6 1 3.7 6.9 5 1 3.6 6.6 5 1
+"""
+
+
+def test_delong_gives_the_published_comparison():
+    albumin, protein, score, outcome = np.array(OVARIAN.split(), float).reshape(-1, 4).T
+    told = np.array([delong(each, 10 - score, outcome == 1) for each in (albumin, protein)])
+    assert told == pytest.approx(np.array([[0.0108, 0.0953, 0.9102], [-0.0780, 0.1046, 0.4561]]), abs=5e-5)
+
+
+def two_models(seed, patients=60, images=4, better=0.0):
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(patients) % 2, images)
+    groups = np.repeat(np.arange(patients), images)
+    shared = truth + np.repeat(rng.normal(0, 1, patients), images)
+    scores = [1 / (1 + np.exp(-(shared + add * truth + rng.normal(0, 0.5, len(truth))))) for add in (better, 0.0)]
+    return [np.c_[1 - score, score] for score in scores], truth, groups
+
+
+def test_delong_over_groups_knows_that_copies_add_nothing():
+    (one, other), truth, _ = two_models(0, images=1)
+    once = delong(one[:, 1], other[:, 1], truth == 1)
+    again = [np.repeat(each, 5) for each in (one[:, 1], other[:, 1], truth == 1)]
+    assert delong(*again, np.repeat(np.arange(60), 5)) == pytest.approx(once)
+    assert delong(*again)[1] < 0.5 * once[1]
+
+
+def test_the_difference_has_an_interval_that_agrees_with_delong():
+    probabilities, truth, groups = two_models(1, better=0.6)
+    metric, decided = load_metric(), [each.argmax(axis=1) for each in probabilities]
+    results = [metric.compute(predictions=each, references=truth, draws=0) for each in probabilities]
+    told = compare(results, probabilities, decided, truth, groups)
+    areas = [roc_auc_score(truth, each[:, 1]) for each in probabilities]
+    assert told["difference"]["roc_auc"] == pytest.approx(areas[0] - areas[1])
+    difference, error, p = delong(probabilities[0][:, 1], probabilities[1][:, 1], truth == 1, groups)
+    assert told["roc_auc_p"] == p < 0.05
+    low, high = told["ci95"]["roc_auc"]
+    assert [low, high] == pytest.approx([difference - 1.96 * error, difference + 1.96 * error], abs=0.02)
+
+
+def test_a_model_is_no_better_than_itself():
+    probabilities, truth, groups = two_models(2)
+    result = load_metric().compute(predictions=probabilities[0], references=truth, draws=0)
+    told = compare([result] * 2, [probabilities[0]] * 2, [probabilities[0].argmax(1)] * 2, truth, groups)
+    assert set(told["difference"].values()) == {0.0}
+    assert told["ci95"]["roc_auc"] == [0.0, 0.0]
+    assert told["roc_auc_p"] == 1.0

@@ -1,0 +1,34 @@
+import json
+import re
+
+from training.report import of_a_hundred
+
+
+def test_the_report_is_one_page_with_its_pictures_inside(small_model):
+    page = (small_model / "report.html").read_text()
+    assert len(re.findall(r'<img class="wide" src="data:image/png;base64,[\w+/=]{1000,}"', page)) == 1 + 2 * 3 + 1
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for told in (
+        "Can small be trusted?",
+        "not a medical device",
+        "training images are synthetic",
+        "Is the saliency true?",
+        "Nothing leaks between the parts",
+    ):
+        assert told in page
+
+
+def test_the_report_says_the_figures_in_words(small_model):
+    page = " ".join((small_model / "report.html").read_text().split())
+    for name in ("test", "external"):
+        result = json.loads((small_model / "eval" / f"{name}.json").read_text())
+        assert f"it recognises {of_a_hundred(result, 'sensitivity')} sick images" in page
+        assert f"leaves {of_a_hundred(result, 'specificity')} others alone" in page
+        for test in ("weights", "deletion", "insertion", "place"):
+            assert ("passed" if result["saliency"][test]["passed"] else "FAILED") in page
+
+
+def test_a_share_in_words():
+    told = {"sensitivity": 0.934, "ci95": {"sensitivity": [0.85, 0.981]}, "specificity": None}
+    assert of_a_hundred(told, "sensitivity") == "93 (85 to 98) of 100"
+    assert of_a_hundred(told, "specificity") == "an unknown number of 100"

@@ -1,0 +1,100 @@
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
+
+from space.predictor import Predictor
+from training.saliency_check import _rank_correlation, check_saliency
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory):
+    """Dim pictures, every other one with a bright spot somewhere, and a mask of the spot."""
+    folder, rng, rows = tmp_path_factory.mktemp("spots"), np.random.default_rng(0), []
+    for number in range(40):
+        picture, mask = rng.integers(0, 40, (SIDE, SIDE), np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+        if number % 2:
+            row, column = rng.integers(4, 44, 2)
+            mask[row : row + 16, column : column + 16] = 255
+            picture[mask > 0] += 200
+            Image.fromarray(mask).save(folder / f"{number}-mask.png")
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        rows.append(
+            {"image": str(folder / f"{number}.png"), "label": number % 2, "group": f"p{number}",
+             "mask": str(folder / f"{number}-mask.png") if number % 2 else ""}
+        )  # fmt: skip
+    names = ClassLabel(names=["normal", "sick"])
+    features = Features({"image": ImageFeature(), "label": names, "group": Value("string"), "mask": Value("string")})
+    return Dataset.from_list(rows, features=features)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    """A network made by hand that calls bright spots sick."""
+    torch.manual_seed(0)
+    config = ResNetConfig(layer_type="basic", depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8, num_labels=2,
+                          id2label={0: "normal", 1: "sick"}, label2id={"normal": 0, "sick": 1})  # fmt: skip
+    model = ResNetForImageClassification(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    with torch.no_grad():
+        model.classifier[1].weight.copy_(torch.tensor([[-1.5], [1.5]]).expand(2, 8))
+        model.classifier[1].bias.copy_(torch.tensor([5.0, -5.0]))
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=[0, 0, 0], image_std=[1, 1, 1]
+    ).save_pretrained(folder)
+    return Predictor(folder)
+
+
+def told_of(predictor, rows):
+    """What `measure.predict_rows` would say."""
+    labels = np.array(["normal", "sick"])[np.asarray(rows["label"])]
+    return pd.DataFrame({"label": labels, "prediction": labels, "group": list(rows["group"])})
+
+
+def test_maps_that_point_to_the_spot_pass_every_test_of_place_and_of_deletion(predictor, spots):
+    result = check_saliency(predictor, spots, told_of(predictor, spots), "cam")
+    assert result["images"] == 12
+    place = result["place"]
+    assert place["images"] == 20
+    assert place["pointing_game"] >= 0.95 > 0.6 > place["pointing_game_by_chance"]
+    assert place["energy_inside"] > 2 * place["mask_share"]
+    low, high = place["ci95"]["energy_inside"]
+    assert low <= place["energy_inside"] <= high
+    assert place["passed"]
+    for test, sign in (("deletion", 1), ("insertion", -1)):
+        told = result[test]
+        assert sign * (told["random"] - told["map"]) == pytest.approx(told["better_than_random"])
+        assert told["ci95"][0] > 0
+        assert told["passed"]
+
+
+def test_a_map_that_does_not_depend_on_the_weights_fails(predictor, spots):
+    """With a network whose weights stay what they are, maps stay too, as those of guided backpropagation do."""
+    stubborn = copy.deepcopy(predictor)
+    for module in stubborn.model.modules():
+        module.reset_parameters = lambda: None
+    result = check_saliency(stubborn, spots, told_of(predictor, spots), "cam")
+    assert result["weights"]["rank_correlation"] == pytest.approx(1.0)
+    assert not result["weights"]["passed"]
+    assert not result["passed"]
+
+
+def test_without_masks_nothing_is_said_of_the_place(predictor, spots):
+    rows = spots.remove_columns("mask")
+    assert "place" not in check_saliency(predictor, rows, told_of(predictor, rows), "occlusion")
+
+
+def test_maps_that_show_nothing_are_not_alike():
+    assert _rank_correlation(np.zeros((8, 8)), np.arange(64.0).reshape(8, 8)) == 0.0

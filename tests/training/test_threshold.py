@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+
+from space.errors import InputError
+from training.threshold import choose_threshold, threshold_interval
+
+cases = st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=4, max_size=60).filter(
+    lambda rows: len({positive for _, positive in rows}) == 2
+)
+
+
+def arrays(rows):
+    return np.array([score for score, _ in rows]) / 100, np.array([positive for _, positive in rows])
+
+
+def rates(scores, positive, threshold):
+    called = scores >= threshold
+    return called[positive].mean(), (~called[~positive]).mean()
+
+
+@given(cases)
+def test_youden_s_threshold_is_as_good_as_any_on_the_roc_curve(rows):
+    scores, positive = arrays(rows)
+    false_positives, true_positives, _ = roc_curve(positive, scores)
+    sensitivity, specificity = rates(scores, positive, choose_threshold(scores, positive, "youden"))
+    assert sensitivity + specificity == pytest.approx((true_positives - false_positives).max() + 1)
+
+
+@given(cases, st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_a_wanted_sensitivity_is_reached_with_the_greatest_specificity(rows, wanted):
+    scores, positive = arrays(rows)
+    sensitivity, specificity = rates(scores, positive, choose_threshold(scores, positive, f"sensitivity:{wanted}"))
+    false_positives, true_positives, _ = roc_curve(positive, scores, drop_intermediate=False)
+    assert sensitivity >= wanted - 1e-9
+    assert specificity == pytest.approx(1 - false_positives[true_positives >= wanted - 1e-9].min())
+
+
+@given(cases, st.sampled_from([0.2, 1, 5]))
+def test_costs_are_as_low_as_any_threshold_makes_them(rows, cost):
+    scores, positive = arrays(rows)
+
+    def costs(threshold):
+        return cost * (scores[positive] < threshold).sum() + (scores[~positive] >= threshold).sum()
+
+    best = min(costs(threshold) for threshold in [0, *scores, 1])
+    assert costs(choose_threshold(scores, positive, f"cost:{cost}")) == pytest.approx(best)
+
+
+def test_between_two_separate_classes_it_lies_halfway_in_log_odds():
+    scores, positive = np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])
+    assert choose_threshold(scores, positive, "youden") == pytest.approx(0.5)
+    assert choose_threshold(scores, positive, "0.3") == 0.3
+
+
+def test_the_interval_is_wider_when_images_come_in_groups():
+    rng = np.random.default_rng(0)
+    positive = np.repeat(np.arange(40) % 2 == 1, 5)
+    noise = np.repeat(rng.normal(0, 1.5, 40), 5) + rng.normal(0, 0.3, 200)
+    scores = 1 / (1 + np.exp(-(2.0 * positive - 1 + noise)))
+    widths = [
+        np.ptp(threshold_interval(scores, positive, groups, "youden"))
+        for groups in (np.repeat(np.arange(40), 5), np.arange(200))
+    ]
+    assert widths[0] > widths[1] > 0
+    assert threshold_interval(scores, positive, np.arange(200), "0.5") is None
+
+
+@pytest.mark.parametrize("rule", ["best", "sensitivity", "sensitivity:2", "cost:-1", "cost:much", "1.5", "youden:1"])
+def test_a_rule_that_is_none_is_refused(rule):
+    with pytest.raises(InputError, match="expected youden, sensitivity:0.95, cost:5 or a number from 0 to 1"):
+        choose_threshold(np.array([0.1, 0.9]), np.array([False, True]), rule)

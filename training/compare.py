@@ -1,0 +1,85 @@
+"""Two models on the same images: is one better, or is it chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import norm, rankdata
+
+from training.metric.bootstrap import bootstrap, interval
+
+COMPARED = (
+    "accuracy",
+    "balanced_accuracy",
+    "roc_auc",
+    "average_precision",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "ece",
+)
+
+
+def compare(
+    results: Sequence[dict],
+    probabilities: Sequence[np.ndarray],
+    decided: Sequence[np.ndarray],
+    truth: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict:
+    """Differences, the first model minus the second, with intervals from a bootstrap that draws one set for both.
+
+    Of each model: its numbers from the metric, its probabilities (images, classes) and the classes that it calls;
+    groups are names or numbers. Returns {"difference": {name: value}, "ci95": {name: [low, high]}, "roc_auc_p": the p
+    value of `delong`}; None where the images do not define a number.
+    """
+    groups = np.unique(groups, return_inverse=True)[1]
+    drawn = [bootstrap(p, truth, d, groups, draws, seed) for p, d in zip(probabilities, decided, strict=True)]
+    one, other = results
+    defined = {name for name in COMPARED if one[name] is not None and other[name] is not None}
+    told = {
+        "difference": {name: one[name] - other[name] if name in defined else None for name in COMPARED},
+        "ci95": {name: interval(drawn[0][name] - drawn[1][name]) for name in COMPARED},
+        "roc_auc_p": None,
+    }
+    if probabilities[0].shape[1] == 2 and "roc_auc" in defined:
+        told["roc_auc_p"] = delong(*(p[:, 1] for p in probabilities), truth == 1, groups)[2]
+    return told
+
+
+def delong(
+    one: np.ndarray, other: np.ndarray, positive: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Difference of two AUCs of the same images, its standard error, and the two-sided p value.
+
+    DeLong, DeLong and Clarke-Pearson, Biometrics 1988, 44:837; with groups, images of a group depend on each other as
+    in Obuchowski, Biometrics 1997, 53:567, which is the same where each image is its own group.
+    """
+    groups = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    apart, negative = _placements(one, positive) - _placements(other, positive), ~positive
+    difference = float(apart[positive].mean())
+    ups, downs = (np.bincount(groups, np.where(chosen, apart - difference, 0)) for chosen in (positive, negative))
+    variance = (
+        _scale(groups[positive]) * (ups**2).sum() / positive.sum() ** 2
+        + _scale(groups[negative]) * (downs**2).sum() / negative.sum() ** 2
+        + 2 * _scale(groups) * (ups * downs).sum() / (positive.sum() * negative.sum())
+    )
+    error = float(np.sqrt(max(variance, 0)))
+    p = 2 * norm.sf(abs(difference) / error) if error > 0 else 1.0
+    return difference, error, float(p)
+
+
+def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Of each positive image the share of negative ones below it, of each negative the share of positive ones above."""
+    ranks, places = rankdata(scores), np.empty(len(scores))
+    places[positive] = (ranks[positive] - rankdata(scores[positive])) / (~positive).sum()
+    places[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / positive.sum()
+    return places
+
+
+def _scale(groups: np.ndarray) -> float:
+    number = len(np.unique(groups))
+    return number / (number - 1) if number > 1 else 1.0

@@ -1,0 +1,183 @@
+"""What a model folder is worth on labelled images: all that stands in eval/NAME.json, NAME.csv and NAME_*.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pandas as pd
+from datasets import Dataset, Image
+from scipy.special import softmax
+from tqdm.auto import tqdm
+
+from space.errors import InputError
+from space.predictor import Predictor
+from training import plots
+from training.calibration import Calibration
+from training.compare import compare
+from training.metric.bootstrap import bootstrap, interval
+from training.outputs import new_file
+from training.saliency_check import check_saliency
+
+METRIC = Path(__file__).parent / "metric"
+SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart
+LEAST = 1e-12  # probability whose logarithm is taken
+
+
+@cache
+def load_metric() -> evaluate.Metric:
+    """The project's own metric, from its file: no network."""
+    return evaluate.load(str(METRIC))
+
+
+def measure(
+    folder: Path,
+    rows: Dataset,
+    name: str,
+    prevalence: float | None = None,
+    method: str | None = None,
+    against: Path | None = None,
+    folds: Sequence[tuple[Path, Dataset]] = (),
+) -> dict:
+    """Evaluate a model folder on labelled rows with the column pixels.
+
+    prevalence: of the positive class, for ppv and npv. method: of saliency, by default the network's best. against:
+    another model folder, for the differences. folds: further folders of the same recipe with the rows that are theirs
+    to judge; the figures are those of all rows together. Writes eval/NAME.json, eval/NAME.csv and eval/NAME_*.png
+    into the folder and returns what the JSON holds.
+    """
+    predictor = Predictor(folder)
+    table = pd.concat(
+        [predict_rows(predictor, rows), *(predict_rows(Predictor(other), part) for other, part in folds)],
+        ignore_index=True,
+    )
+    result = {
+        "name": name,
+        "sites": sorted(set(table["site"]) - {""}),
+        "synthetic": "synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"},
+        "seen_in_training": int(_seen_in_training(folder, rows).sum()),
+        "folds": 1 + len(folds),
+    } | assess(table, predictor.labels, prevalence)
+    calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
+    if not folds and calibration["method"] != "none":
+        result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
+    if against:
+        result["against"] = {"model": against.name} | _against(table, predict_rows(Predictor(against), rows), result)
+    method = method or predictor.methods[0]
+    result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
+
+    target = folder / "eval"
+    target.mkdir(exist_ok=True)
+    with new_file(target / f"{name}.csv") as file:
+        table.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
+    plots.save(target / f"{name}_performance.png", plots.performance(result, table))
+    plots.save(target / f"{name}_trust.png", plots.trust(result, table))
+    plots.save(target / f"{name}_gallery.png", plots.gallery(predictor, rows, table.iloc[: len(rows)], method))
+    with new_file(target / f"{name}.json") as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def predict_rows(predictor: Predictor, rows: Dataset) -> pd.DataFrame:
+    """A row for each image: path, label, group, site, SUBGROUPS that are known, prediction, probability_LABEL of each
+    class, threshold, distance and abstained. Raises InputError when an image cannot be read."""
+    sources = (row["image"] for row in rows.select_columns(["image"]).cast_column("image", Image(decode=False)))
+    answers = list(tqdm(predictor.stream(sources), total=len(rows), desc="predicting", unit="image", leave=False))
+    broken = [(path, answer) for path, answer in zip(rows["path"], answers, strict=True) if _failed(answer)]
+    if broken:
+        raise InputError(f"found {len(broken)} images broken, {broken[0][0]} for one: {broken[0][1]}")
+    labels = np.asarray(predictor.labels)
+    probabilities = np.stack([answer.probabilities for answer in answers])
+    columns = ["path", "group", "site", *(name for name in SUBGROUPS[1:] if name in rows.column_names)]
+    table = pd.DataFrame({column: list(rows[column]) for column in columns})
+    table.insert(1, "label", labels[np.asarray(rows["label"])])
+    table["prediction"] = labels[predictor.decide(probabilities)]
+    for index, label in enumerate(labels):
+        table[f"probability_{label}"] = probabilities[:, index]
+    table["threshold"] = predictor.threshold
+    table["distance"] = [answer.distance for answer in answers]
+    table["abstained"] = [answer.abstained for answer in answers]
+    return table
+
+
+def assess(table: pd.DataFrame, labels: list[str], prevalence: float | None = None) -> dict:
+    """The numbers of predicted rows: of images, of cases, of subgroups, at 0.5, and of those not abstained from."""
+    result = _numbers(table, labels, prevalence)
+    if len(labels) == 2:
+        result["at_half"] = _numbers(table.assign(threshold=0.5), labels, prevalence)
+    result["cases"] = _numbers(_cases(table, labels), labels, prevalence)
+    result["subgroups"] = {
+        column: {
+            value or "not recorded": _numbers(rows, labels, prevalence)
+            for value, rows in table.groupby(column, sort=True)
+        }
+        for column in SUBGROUPS
+        if column in table and table[column].nunique() > 1
+    }
+    accepted = table[~table["abstained"]]
+    result["abstained"] = {"images": int(table["abstained"].sum()), "share": float(table["abstained"].mean())}
+    if 0 < len(accepted) < len(table):
+        result["abstained"]["others"] = _numbers(accepted, labels, prevalence)
+    return result
+
+
+def arrays(table: pd.DataFrame, labels: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of predicted rows: probabilities (images, classes), true classes, and groups as numbers from 0."""
+    truth = table["label"].map({label: index for index, label in enumerate(labels)}).to_numpy(int)
+    probabilities = table[[f"probability_{label}" for label in labels]].to_numpy(float)
+    return probabilities, truth, np.unique(table["group"], return_inverse=True)[1]
+
+
+def _numbers(table: pd.DataFrame, labels: list[str], prevalence: float | None) -> dict:
+    probabilities, truth, groups = arrays(table, labels)
+    return load_metric().compute(
+        predictions=probabilities,
+        references=truth,
+        labels=labels,
+        groups=groups,
+        threshold=table["threshold"].to_numpy(),
+        prevalence=prevalence,
+    )
+
+
+def _cases(table: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """A row for each clip or patient, and label where one has several: probabilities from the mean of its logits."""
+    names = [f"probability_{label}" for label in labels]
+    logits = table.assign(**{name: np.log(table[name].clip(LEAST)) for name in names})
+    cases = logits.groupby(["group", "label"], sort=True)[[*names, "threshold"]].mean().reset_index()
+    cases[names] = softmax(cases[names].to_numpy(), axis=1)
+    return cases
+
+
+def _uncalibrated(table: pd.DataFrame, labels: list[str], calibration: Calibration) -> dict:
+    """The calibration error as it would be without calibration, with its interval."""
+    probabilities, truth, groups = arrays(table, labels)
+    raw = softmax(calibration.undo(np.log(probabilities.clip(LEAST))), axis=1)
+    ece = load_metric().compute(predictions=raw, references=truth, draws=0)["ece"]
+    drawn = bootstrap(raw, truth, raw.argmax(axis=1), groups, 2000, 0)
+    return {"ece": ece, "ci95": {"ece": interval(drawn["ece"])}}
+
+
+def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:
+    labels = result["labels"]
+    if list(other.columns) != list(table.columns):
+        raise InputError(f"the other model knows other classes; expected {', '.join(labels)}")
+    sides = [arrays(each, labels) for each in (table, other)]
+    decided = [
+        each["prediction"].map({label: n for n, label in enumerate(labels)}).to_numpy() for each in (table, other)
+    ]
+    results = (result, _numbers(other, labels, result["prevalence"]))
+    return compare(results, [side[0] for side in sides], decided, sides[0][1], sides[0][2])
+
+
+def _failed(answer) -> bool:
+    return isinstance(answer, InputError)
+
+
+def _seen_in_training(folder: Path, rows: Dataset) -> np.ndarray:
+    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
+    return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"] == "train"])

@@ -1,0 +1,177 @@
+"""Is the saliency true? Tests that a map must pass before anybody may believe it.
+
+- Weights: with the network's weights drawn anew the map must become another one (Adebayo et al., Sanity checks for
+  saliency maps, NeurIPS 2018): the rank correlation of the two must fall.
+- Deletion and insertion (Petsiuk et al., RISE, BMVC 2018): greying out what the map shows must bring the probability
+  down faster, and showing it in a blurred image bring it up faster, than a random map does; a map of edges, which has
+  not seen the network, stands beside them.
+- Place, where masks of the opacity exist: the pointing game (Zhang et al., Top-down neural attention by excitation
+  backprop, IJCV 2018, with its tolerance of 15 pixels) and the share of the map that lies inside the mask.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, Image
+from scipy.ndimage import binary_dilation, gaussian_filter, sobel
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn.functional import interpolate
+
+from space.images import load_image
+from space.predictor import BATCH, Predictor
+from space.saliency import saliency_maps, scaled_map
+from training.metric.bootstrap import interval
+
+SAMPLE = 12  # images for the first two tests, which need many forward passes
+MASKED = 64  # images for the third
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)  # of the picture that is deleted or inserted, besides nothing and all
+TOLERANCE = 15  # pixels of the network's input
+UNALIKE = 0.5  # rank correlation under which two maps are different ones
+
+
+def check_saliency(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str, seed: int = 0) -> dict:
+    """Test a method on rows and what the model said of them (`measure.predict_rows`).
+
+    Returns method, weights, deletion, insertion and, with masks, place: values with 95 % intervals over images (over
+    groups for place), whether each test was passed, and `passed`, whether all were.
+    """
+    chosen = _sample(table, predictor.labels[-1], seed)
+    pixels = _pixels(predictor, rows, chosen)
+    names = {label: index for index, label in enumerate(predictor.labels)}
+    classes = torch.tensor([names[label] for label in table["prediction"].iloc[chosen]], device=pixels.device)
+    maps = _maps(predictor, pixels, classes, method)
+    result = {"method": method, "images": len(chosen), "weights": _weights(predictor, pixels, classes, method, maps)}
+    result |= _deletion_and_insertion(predictor, pixels, classes, maps, seed)
+    place = _place(predictor, rows, table, method)
+    if place:
+        result["place"] = place
+    result["passed"] = all(test["passed"] for test in result.values() if isinstance(test, dict))
+    return result
+
+
+def _sample(table: pd.DataFrame, positive: str, seed: int) -> np.ndarray:
+    """Indices of images that are called positive, rightly ones first, and others where those do not suffice."""
+    called, true = table["prediction"] == positive, table["label"] == positive
+    order = np.random.default_rng(seed).permutation(len(table))
+    rank = np.where(called & true, 0, np.where(called, 1, 2))[order]
+    return np.sort(order[np.argsort(rank, kind="stable")][:SAMPLE])
+
+
+def _pixels(predictor: Predictor, rows: Dataset, chosen: np.ndarray) -> torch.Tensor:
+    images = rows.select(chosen).select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
+    return predictor.pixel_values([load_image(image) for image in images])
+
+
+def _maps(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tensor, method: str) -> np.ndarray:
+    """Maps at the size of the network's input: (images, height, width)."""
+    found = [
+        saliency_maps(predictor.model, pixels[first : first + BATCH], classes[first : first + BATCH], method)
+        for first in range(0, len(pixels), BATCH)
+    ]
+    found = torch.cat(found).float()[:, None]
+    return interpolate(found, size=pixels.shape[2:], mode="bicubic", align_corners=False)[:, 0].cpu().numpy()
+
+
+def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarray) -> dict:
+    random = copy.copy(predictor)
+    random.model = copy.deepcopy(predictor.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in random.model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) or hasattr(module, "running_mean"):
+                module.reset_parameters()
+    others = _maps(random, pixels, classes, method)
+    alike = np.array([_rank_correlation(one, other) for one, other in zip(maps, others, strict=True)])
+    spread = _mean_interval(alike)
+    return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": bool(spread[1] < UNALIKE)}
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's, of what is positive in two maps, as it is shown; 0 where one of them shows nothing."""
+    one, other = (np.maximum(each[::4, ::4], 0).ravel() for each in (one, other))
+    return float(spearmanr(one, other)[0]) if np.ptp(one) > 0 and np.ptp(other) > 0 else 0.0
+
+
+def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndarray, seed: int) -> dict:
+    """Mean probability of the called class while more and more is deleted or inserted, by three maps."""
+    rng = np.random.default_rng(seed)
+    grey = pixels.cpu().numpy().mean(axis=1)
+    coarse = rng.random((len(maps), 1, 7, 7), np.float32)
+    orders = {
+        "map": maps,
+        "random": interpolate(torch.from_numpy(coarse), size=pixels.shape[2:], mode="bicubic")[:, 0].numpy(),
+        "edges": np.stack([gaussian_filter(np.hypot(sobel(each, 0), sobel(each, 1)), 3) for each in grey]),
+    }
+    blurred = torch.from_numpy(gaussian_filter(pixels.cpu().numpy(), (0, 0, 8, 8))).to(pixels)
+    whole, gone, vague = (_confidence(predictor, each, classes) for each in (pixels, torch.zeros_like(pixels), blurred))
+    areas: dict[str, dict[str, np.ndarray]] = {"deletion": {}, "insertion": {}}
+    for name, order in orders.items():
+        ranks = np.stack([np.argsort(np.argsort(-each.ravel(), kind="stable")).reshape(each.shape) for each in order])
+        shown = [torch.from_numpy(ranks < share * ranks[0].size)[:, None].to(pixels.device) for share in SHARES]
+        deleted = [_confidence(predictor, torch.where(each, 0.0, pixels), classes) for each in shown]
+        inserted = [_confidence(predictor, torch.where(each, pixels, blurred), classes) for each in shown]
+        areas["deletion"][name] = np.trapezoid([whole, *deleted, gone], [0, *SHARES, 1], axis=0)
+        areas["insertion"][name] = np.trapezoid([vague, *inserted, whole], [0, *SHARES, 1], axis=0)
+    told = {}
+    for test, sign in (("deletion", 1), ("insertion", -1)):
+        better = sign * (areas[test]["random"] - areas[test]["map"])
+        spread = _mean_interval(better)
+        told[test] = {name: float(area.mean()) for name, area in areas[test].items()}
+        told[test] |= {"better_than_random": float(better.mean()), "ci95": spread, "passed": bool(spread[0] > 0)}
+    return told
+
+
+def _confidence(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        logits = torch.cat([predictor.model(pixel_values=batch).logits for batch in pixels.split(BATCH)])
+    return logits.float().softmax(dim=1)[torch.arange(len(classes)), classes].cpu().numpy()
+
+
+def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> dict | None:
+    """Where masks exist: does the map of the positive class point into the opacity, and how much of it lies inside?"""
+    if "mask" not in rows.column_names:
+        return None
+    has = np.flatnonzero(np.asarray(rows["mask"]) != "")
+    has = has[np.unique(np.linspace(0, len(has) - 1, min(MASKED, len(has))).astype(int))] if len(has) else has
+    if len(has) == 0:
+        return None
+    pixels = _pixels(predictor, rows, has)
+    positive = torch.full((len(has),), len(predictor.labels) - 1, device=pixels.device)
+    size = pixels.shape[:1:-1]
+    hits, inside, shares = [], [], []
+    for saliency, file in zip(_maps(predictor, pixels, positive, method), rows.select(has)["mask"], strict=True):
+        mask = np.asarray(load_image(file).convert("L").resize(size)) > 127
+        shown = scaled_map(saliency, size)
+        near = binary_dilation(mask, _disc(TOLERANCE))
+        hits.append(float(near.ravel()[shown.argmax()]) if shown.max() > 0 else 0.0)
+        inside.append(float(shown[mask].sum() / max(shown.sum(), 1e-12)))
+        shares.append((float(mask.mean()), float(near.mean())))
+    groups = table["group"].to_numpy()[has]
+    pointing, chance = float(np.mean(hits)), float(np.mean(shares, axis=0)[1])
+    spread = _mean_interval(np.array(hits), groups)
+    return {
+        "images": len(has),
+        "pointing_game": pointing,
+        "pointing_game_by_chance": chance,
+        "energy_inside": float(np.mean(inside)),
+        "mask_share": float(np.mean(shares, axis=0)[0]),
+        "ci95": {"pointing_game": spread, "energy_inside": _mean_interval(np.array(inside), groups)},
+        "passed": bool(spread[0] > chance),
+    }
+
+
+def _disc(radius: int) -> np.ndarray:
+    return np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
+
+
+def _mean_interval(values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000) -> list[float]:
+    """95 % interval of a mean from a bootstrap over groups, or over values."""
+    groups = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, sizes = np.bincount(groups, values), np.bincount(groups)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
+    return interval(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))

@@ -1,0 +1,85 @@
+"""What is decided after the fit, on images that were not trained on: calibration, threshold, when to abstain."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Image
+from safetensors.numpy import save_file
+from scipy.special import softmax
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from space.abstention import FILE, Abstention
+from space.images import load_image
+from space.predictor import BATCH, Predictor
+from training.calibration import fit_calibration
+from training.metric.bootstrap import calibration_gaps
+from training.threshold import choose_threshold, threshold_interval
+
+MOST = 5000  # training images that the abstention is fitted to
+
+
+def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method: str) -> list[str]:
+    """Calibrate a saved model by `method`, choose its threshold by `rule`, and fit when it abstains.
+
+    Changes config.json and model.safetensors in the folder and adds abstention.safetensors. Returns what was decided,
+    a line each.
+    """
+    predictor = Predictor(folder)
+    truth = np.asarray(validation["label"])
+    logits, of_validation = look_at(predictor, validation)
+    calibration = fit_calibration(logits, truth, method)
+    calibration.fold_into(predictor.model)
+    before, after = (softmax(each, axis=1) for each in (logits, calibration.apply(logits)))
+    predictor.model.config.calibration = calibration.to_dict()
+    lines = [_calibration_line(calibration, _ece(before, truth), _ece(after, truth))]
+
+    if len(predictor.labels) == 2:
+        scores, groups = after[:, 1], list(validation["group"])
+        threshold = choose_threshold(scores, truth == 1, rule)
+        ci95 = threshold_interval(scores, truth == 1, groups, rule)
+        predictor.model.config.threshold = threshold
+        predictor.model.config.threshold_origin = {
+            "rule": rule,
+            "data": f"validation part, {len(truth)} images in {len(set(groups))} groups",
+            "date": date.today().isoformat(),
+            "ci95": ci95,
+        }
+        spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
+        lines.append(f"threshold {threshold:.3f} by {rule} on the validation part{spread}")
+
+    every = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST)).astype(int))
+    _, of_train = look_at(predictor, train.select(every))
+    abstention = Abstention.fit(of_train, of_validation)
+    logging.disable_progress_bar()
+    predictor.model.save_pretrained(folder)
+    save_file(abstention.tensors, folder / FILE)
+    flagged = int((abstention.distances(of_validation) > 1).sum())
+    lines.append(f"abstains beyond {abstention.tensors['limit'][0]:.2f} usual distances; {flagged} validation images")
+    return lines
+
+
+def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits (images, classes) and stage features of rows, as they are without augmentation."""
+    images = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+    logits, features = [], []
+    for first in tqdm(range(0, len(rows), BATCH), desc="looking again", unit="batch", leave=False):
+        batch = images.select(range(first, min(first + BATCH, len(rows))))
+        seen = predictor.look(predictor.pixel_values([load_image(each) for each in batch["image"]]))
+        logits.append(seen[0].float().cpu().numpy())
+        features.append(seen[1])
+    return np.concatenate(logits), [np.concatenate(stage) for stage in zip(*features, strict=True)]
+
+
+def _ece(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
+
+
+def _calibration_line(calibration, before: float, after: float) -> str:
+    if calibration.method == "none":
+        return f"not calibrated: {calibration.reason}"
+    by = f"temperature {1 / calibration.scale[0]:.2f}" if calibration.method == "temperature" else "vector scaling"
+    return f"calibrated by {by}; calibration error on the validation part {before:.3f} -> {after:.3f}"
