@@ -33,13 +33,15 @@ def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """The tests that need the whole demo in one process, while the other one runs the rest."""
+    if "demo" in item.fixturenames:
+        item.add_marker(pytest.mark.xdist_group("demo"))
+
+
 def pytest_collection_modifyitems(items):
-    """The tests that need the whole demo first, in one process, while the other one runs the rest."""
+    """The tests that need the whole demo first, for they take longest."""
     items.sort(key=lambda item: "demo" not in item.fixturenames)
-    for item in items:
-        if "demo" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("demo"))
 
 
 @pytest.fixture(scope="session")
