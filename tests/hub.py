@@ -224,7 +224,7 @@ class Hub:
         self._user(request, user)
         kind, name = asked.get("type") or "model", f"{user}/{asked['name']}"
         repository = self.repository(kind, name)
-        said = {"url": f"{request.base_url}{'' if kind == 'model' else kind + 's/'}{name}", "name": name}
+        said = {"url": _page(request, repository), "name": name}
         if repository:
             return JSONResponse(said | {"error": "You already created this repo"}, 409)
         variables = {each["key"]: each["value"] for each in asked.get("variables", [])}
@@ -352,7 +352,9 @@ class Hub:
             elif key in {"deletedFile", "deletedFolder"}:
                 deleted.append(value["path"].rstrip("/") + ("/" if key == "deletedFolder" else ""))
         oid = repository.commit(branch, header["summary"], added, deleted, self._user(request))
-        return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{request.base_url}commit/{oid}"})
+        return JSONResponse(
+            {"success": True, "commitOid": oid, "commitUrl": f"{_page(request, repository)}/commit/{oid}"}
+        )
 
     # Files
 
@@ -443,6 +445,10 @@ class Hub:
 def _refusal(status: int, message: str, code: str = "", headers: dict | None = None) -> HTTPException:
     told = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
     return HTTPException(status, message, told | (headers or {}))
+
+
+def _page(request: Request, repository: Repository) -> str:
+    return f"{request.base_url}{'' if repository.kind == 'model' else repository.kind + 's/'}{repository.name}"
 
 
 def _storage(request: Request) -> str:

@@ -61,7 +61,12 @@ class Repository:
             for path, said in (self.files(parent) if parent else {}).items()
             if not any(path == name or (name.endswith("/") and path.startswith(name)) for name in deleted)
         }
-        said = {"parent": parent, "title": title, "author": author, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        said = {
+            "parent": parent,
+            "title": title,
+            "author": author,
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
         said["files"] = dict(sorted((files | added).items()))
         text = json.dumps(said, indent=1)
         oid = hashlib.sha1(text.encode()).hexdigest()

@@ -12,9 +12,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from training.outputs import new_file
 
 HERE = Path(__file__).parent
-TEMPLATE = next(  # beside the packages in a checkout, inside this one when installed
-    path for path in (HERE.parent / "model_card.md", HERE / "model_card.md") if path.is_file()
-)
 TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -52,7 +49,7 @@ def write_card(folder: Path) -> None:
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     card = ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_path=str(find_template("model_card.md")),
         name=name,
         labels=labels,
         threshold=config["threshold"],
@@ -69,6 +66,11 @@ def write_card(folder: Path) -> None:
         file.write_text(str(card))
 
 
+def find_template(name: str) -> Path:
+    """A card's template: beside the packages in a checkout, inside this one when installed."""
+    return next(path for path in (HERE.parent / name, HERE / name) if path.is_file())
+
+
 def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
     return [
         EvalResult(
@@ -79,6 +81,7 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
             metric_type=metric,
             metric_name=title,
             metric_value=round(evaluation[metric], 4),
+            metric_args={"ci95": [round(bound, 4) for bound in evaluation["ci95"][metric]]},
         )
         for evaluation in evaluations
         for metric, title in TITLES.items()

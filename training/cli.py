@@ -17,6 +17,7 @@ VERBS = {
     "train": "make a model folder from a recipe",
     "evaluate": "measure a model folder on DATA, with intervals; the card anew",
     "predict": "classify image files and folders into a CSV file",
+    "push": "publish a model folder on the Hub, with its data set and its page",
     "demo": "serve the page for a model folder on this machine",
 }
 
