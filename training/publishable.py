@@ -58,8 +58,8 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     if not rights and (bare := [index for index, name in enumerate(licences) if not name]):
         given = sorted(set(_column(rows, "license")) | set(_column(rows, "licence")))
         raise InputError(
-            f"{data}: {len(bare)} of {len(rows)} images have no licence that allows sharing, {rows[bare[0]]['path']} for "
-            f"one (column license: {', '.join(filter(None, given))[:100] or 'empty'}); leave them out, or say "
+            f"{data}: {len(bare)} of {len(rows)} images have no licence that allows sharing, {rows['path'][bare[0]]} "
+            f"for one (column license: {', '.join(filter(None, given))[:100] or 'empty'}); leave them out, or say "
             "--i-have-the-rights"
         )
     audit = audit_data({data: rows})
@@ -168,7 +168,7 @@ def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarr
 
 
 def _numbered(images: pd.DataFrame) -> list[str]:
-    """Groups, with copies joined, as g00001, g00002, ...; by their pixels, so that the order tells of no name either."""
+    """Groups, with copies joined, as g00001, g00002, ...; in the order of their pixels, which tells of no name."""
     first = images.groupby("merged")["pixels"].min().sort_values()
     number = {group: f"g{index:05d}" for index, group in enumerate(first.index, 1)}
     return [number[group] for group in images["merged"]]
