@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
@@ -17,6 +19,7 @@ from space.errors import InputError
 from space.images import load_image
 from space.saliency import class_activation_maps, linear_head
 
+FILES = ["*.json", "*.safetensors"]  # of a Hub model; one commit's, and from the cache when the Hub does not answer
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
 
 
@@ -31,10 +34,11 @@ class Predictor:
         """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier."""
         logging.disable_progress_bar()
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model_id)
-            self.model = AutoModelForImageClassification.from_pretrained(model_id).eval()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
+            folder = model_id if Path(model_id).is_dir() else snapshot_download(str(model_id), allow_patterns=FILES)
+            self.processor = AutoImageProcessor.from_pretrained(folder)
+            self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        except (HTTPError, OSError, ValueError) as error:
+            reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]
             raise InputError(
                 f"{model_id}: found no image classifier there (config.json, model.safetensors, "
                 f"preprocessor_config.json); give a model folder or a Hub id ({reason})"

@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from space.errors import InputError
-from training import hub
-from training.hub import Upload
+from training import hub, repositories
 from training.push import model_upload, push
+from training.repositories import Upload
 
 LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -53,8 +53,8 @@ class HubSaves(TrainerCallback):
                 self.repo = f"{HfApi().whoami()['name']}/{self.repo}"
         hub.check_name(self.repo)
         if args.process_index == 0:
-            plan = hub.survey(Upload("model", self.repo, {}), self.revision, self.private)
-            hub.create(plan, self.revision, self.private)
+            plan = repositories.survey(Upload("model", self.repo, {}), self.revision, self.private)
+            repositories.create(plan, self.revision, self.private)
 
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero or self.strategy is HubStrategy.END:
@@ -72,8 +72,8 @@ class HubSaves(TrainerCallback):
             if best.name != last.name:
                 files[f"{BEST}/model.safetensors"] = best / "model.safetensors"
         try:
-            plan = hub.survey(Upload("model", self.repo, files), self.revision)
-            hub.commit(plan, f"Training in progress, step {state.global_step}", self.revision)
+            plan = repositories.survey(Upload("model", self.repo, files), self.revision)
+            repositories.commit(plan, f"Training in progress, step {state.global_step}", self.revision)
         except InputError as error:
             tqdm.write(f"warning: {error}; the training goes on")
 

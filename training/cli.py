@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run a verb's main and leave: 0, or 1 after one line on standard error when the input was bad."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry, with signed addresses
     try:
         main(argv)
     except InputError as error:

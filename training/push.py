@@ -20,21 +20,29 @@ from huggingface_hub.repocard import metadata_load
 
 import space
 from space.errors import InputError
-from training import hub
+from training import hub, repositories
 from training.cli import Parser, run
-from training.hub import Upload
+from training.repositories import Plan, Upload
 
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
 PAGE = Path(space.__file__).parent
 
 
-def model_upload(folder: Path, repo: str) -> Upload:
-    """A model folder as it is, without what does not belong to one. Raises InputError when it is not whole."""
+SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
+
+
+def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
+    """A model folder as it is, without what does not belong to one; raises InputError when it is not whole.
+
+    Pictures that show images of the data stay here, unless those are synthetic or `rights` to share them are claimed.
+    """
     if missing := [name for name in NEEDED if not (folder / name).is_file()]:
         raise InputError(
             f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
         )
-    return Upload("model", repo, hub.own_files("model", folder))
+    files = repositories.own_files("model", folder)
+    shown = [] if rights else [name for name in files if _shows_people(name, folder)]
+    return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
 
 
 def space_upload(model: Path, model_repo: str, repo: str, work: Path, dataset: str | None = None) -> Upload:
@@ -46,7 +54,7 @@ def space_upload(model: Path, model_repo: str, repo: str, work: Path, dataset: s
     card.data.datasets = [dataset] if dataset else None
     card.data.preload_from_hub = [f"{model_repo} config.json,model.safetensors,preprocessor_config.json"]
     (work / "README.md").write_text(str(card))
-    return Upload("space", repo, hub.own_files("space", PAGE) | {"README.md": work / "README.md"})
+    return Upload("space", repo, repositories.own_files("space", PAGE) | {"README.md": work / "README.md"})
 
 
 def data_upload(model: Path, data: str, repo: str, work: Path, rights: bool) -> Upload:
@@ -76,9 +84,9 @@ def push(
     """
     if not dry_run:
         hub.require_token()
-    plans = [hub.survey(upload, revision, private) for upload in uploads]
+    plans = [_plan(upload, revision, private, dry_run) for upload in uploads]
     tagged = [plan for plan in plans if tag and plan.upload.kind != "space"]
-    known = {plan.upload: hub.tags(plan.upload).get(tag) if plan.head else None for plan in tagged}
+    known = {plan.upload: repositories.tags(plan.upload).get(tag) if plan.head else None for plan in tagged}
     for plan in tagged:
         if known[plan.upload] and (known[plan.upload] != plan.head or not plan.empty):
             raise InputError(f"{plan.upload}: the tag {tag} names another commit already; choose another")
@@ -88,15 +96,36 @@ def push(
         print("nothing was sent (--dry-run)")
         return
     for plan in sorted(plans, key=lambda plan: plan.upload.kind != "space"):  # a Space may have to be paid for
-        hub.create(plan, revision, private, **_settings(plan.upload))
+        repositories.create(plan, revision, private, **_settings(plan.upload))
     for plan in plans:
         if plan.upload.kind == "space" and plan.head and not plan.empty:
-            hub.set_variables(plan.upload, _variables(plan.upload))
-        oid = hub.commit(plan, message, revision)
+            repositories.set_variables(plan.upload, _variables(plan.upload))
+        oid = repositories.commit(plan, message, revision)
         if plan in tagged and not known[plan.upload]:
-            hub.add_tag(plan.upload, tag, oid)
+            repositories.add_tag(plan.upload, tag, oid)
         done = "nothing has changed since" if plan.empty else "now at"
         print(f"{plan.upload.kind}: {_address(plan.upload)}, {done} commit {oid[:7]}")
+
+
+def _plan(upload: Upload, revision: str | None, private: bool, dry_run: bool) -> Plan:
+    try:
+        return repositories.survey(upload, revision, private)
+    except hub.Unreachable as error:
+        if not dry_run:
+            raise
+        print(f"{error}; this is as if nothing were there:")
+        return repositories.fresh(upload, revision)
+
+
+def _shows_people(name: str, folder: Path) -> bool:
+    if not repositories.matches(name, SHOWING):
+        return False
+    told = [path for path in (folder / "eval").glob("*.json") if name == "report.html" or _tells_of(path, name)]
+    return not all(json.loads(path.read_text()).get("synthetic", True) for path in told)
+
+
+def _tells_of(told: Path, picture: str) -> bool:
+    return told.stem == ("training" if picture.endswith("samples.png") else Path(picture).stem.removesuffix("_gallery"))
 
 
 def _variables(upload: Upload) -> dict[str, str]:
@@ -125,18 +154,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tag", help="name the commits of the model and the data set")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
     parser.add_argument(
-        "--i-have-the-rights", action="store_true", help="share images whose licence is not known, or does not allow it"
+        "--i-have-the-rights",
+        action="store_true",
+        help="share images whose licence is not known, or does not allow it, and pictures that show images of the data",
     )
     args = parser.parse_args(argv)
     if bool(args.dataset) != bool(args.data):
         raise InputError("--dataset and --data go together: where the data set is to go, and what it is")
-    if args.i_have_the_rights and not args.dataset:
-        raise InputError("--i-have-the-rights is said of a data set; give --dataset and --data")
     if args.space and args.revision:
         raise InputError("--space shows the model's main branch; push to --revision without it")
     for name in filter(None, (args.repo, args.space, args.dataset)):
         hub.check_name(name)
-    model = model_upload(args.model, args.repo)
+    model = model_upload(args.model, args.repo, args.i_have_the_rights)
     if not args.dry_run:
         hub.require_token()
 
@@ -149,8 +178,10 @@ def main(argv: list[str] | None = None) -> None:
             (page := Path(work, "space")).mkdir()
             uploads.append(space_upload(args.model, args.repo, args.space, page, args.dataset))
         push(uploads, f"Push {args.model.resolve().name}", args.private, args.revision, args.tag, args.dry_run)
-    if left := hub.strange_files("model", args.model):
+    if left := repositories.strange_files("model", args.model):
         print(f"not part of a model folder, so not sent: {', '.join(left)}")
+    if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
+        print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
     if not json.loads((args.model / "eval" / "training.json").read_text())["synthetic"]:
         print("split.csv, recipe.yaml and eval/*.csv name your images, groups and folders as they are called here")
     if args.space and args.private:
