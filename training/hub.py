@@ -97,7 +97,7 @@ def is_hub_id(model: str) -> bool:
 
 @contextmanager
 def plainly(what: object) -> Iterator[None]:
-    """Turn what the Hub's client raises into one InputError line about `what`: Unreachable where there was no answer."""
+    """Turn what the Hub's client raises into one line about `what`: InputError, Unreachable without an answer."""
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
