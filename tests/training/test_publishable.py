@@ -1,5 +1,6 @@
 """A data set on the Hub: what comes back from it, and what never gets there."""
 
+import io
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from space.errors import InputError
 from space.images import load_image
@@ -33,8 +34,8 @@ from datasets import load_dataset
 
 def told(row):
     image = row["image"].convert("RGB")
-    size = f"{image.width}x{image.height}".encode()
-    return [hashlib.sha256(size + image.tobytes()).hexdigest(), row["image"].mode, row["label"], row["group"], row["site"]]
+    pixels = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
+    return [pixels, row["image"].mode, row["label"], row["group"], row["site"]]
 
 data = load_dataset("clinic/frames")
 features = {name: str(feature) for name, feature in data["train"].features.items()}
@@ -51,12 +52,12 @@ print(json.dumps([features, rows, list(map(told, streamed))]))
         back = pd.DataFrame(rows[part], columns=["pixels", "mode", "label", "group", "site"]).set_index("pixels")
         here = split[split["split"] == part]
         assert sorted(back.index) == sorted(here.index)
-        both = back.join(here, lsuffix="_back")
-        assert (both["label_back"].map({0: "normal", 1: "sick"}) == both["label"]).all()
+        both = back.join(here.add_suffix("_here"))
+        assert (both["label"].map({0: "normal", 1: "sick"}) == both["label_here"]).all()
         assert set(back["mode"]) == {"L"}
-        assert (both["site_back"] == both["site"]).all()
-        assert both.groupby("group")["group_back"].nunique().eq(1).all()
-        assert both.groupby("group_back")["group"].nunique().eq(1).all()
+        assert (both["site"] == both["site_here"]).all()
+        assert both.groupby("group")["group_here"].nunique().eq(1).all()
+        assert both.groupby("group_here")["group"].nunique().eq(1).all()
     hub.asked.clear()
     assert "nothing has changed" in client.run(*words).out
     assert hub.sent() == 0
@@ -151,7 +152,7 @@ def test_nothing_of_a_file_but_its_pixels_leaves_the_machine(secret, tmp_path):
     said += repr([table.schema.metadata for table in tables.values()]).encode()
     for word in (b"Doe", b"1970", b"Secret", str(tmp_path).encode(), b"remark", b"scans"):
         assert word not in said, word
-    shown = [Image.open(__import__("io").BytesIO(row["image"]["bytes"])) for row in rows]
+    shown = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     assert all(image.info == {} and not image.getexif() for image in shown)
     assert {row["attribution"] for row in rows} == {"the Clinic"}
     assert {row["license"] for row in rows} == {"cc-by-4.0"}
@@ -168,8 +169,6 @@ def take(image):
         image = Image.open(image)
     if image.mode == "P":
         return np.asarray(image.convert("RGB"))
-    from PIL import ImageOps
-
     return np.asarray(ImageOps.exif_transpose(image))
 
 

@@ -120,7 +120,8 @@ def test_the_space_holds_the_page_and_names_its_model(hub, client, model, small_
     repository = hub.repository("space", "clinic/page")
     page = ROOT / "space"
     files = [*page.glob("*.py"), page / "requirements.txt", page / "README.md", *page.glob("examples/*")]
-    assert set(held(repository)) == {path.relative_to(page).as_posix() for path in files}
+    here = {path.relative_to(page).as_posix(): path.read_bytes() for path in files}
+    assert held(repository) == here | {"README.md": repository.read("README.md")}
     assert repository.state["variables"] == {"MODEL_ID": "clinic/shown"}
     (client.here / "README.md").write_bytes(repository.read("README.md"))
     told, was = metadata_load(client.here / "README.md"), metadata_load(page / "README.md")
