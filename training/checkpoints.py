@@ -7,7 +7,6 @@ not told of them: it would write a card of its own, and pickle its arguments, wi
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import transformers
@@ -19,12 +18,14 @@ from transformers.trainer_utils import HubStrategy
 
 from space.errors import InputError
 from training import hub, repositories
+from training.outputs import copy_files
 from training.push import model_upload, push
 from training.repositories import Upload
 
 LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
 HERE_ONLY = "training_args.bin"
+STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
 
 
 class HubSaves(TrainerCallback):
@@ -91,7 +92,7 @@ def fetch_start(checkpoints: Path, args: transformers.TrainingArguments, saves: 
     That is the last checkpoint of the repository that resume_from_checkpoint names, or with hub_strategy: checkpoint
     the last one of this very recipe. Raises InputError when resume_from_checkpoint has none.
     """
-    if list(checkpoints.glob("checkpoint-*")):
+    if list(checkpoints.glob(f"checkpoint-*/{STATE}")):
         return
     if (repo := args.resume_from_checkpoint) is not None:
         hub.check_name(repo)
@@ -106,16 +107,17 @@ def _fetch(repo: str, revision: str | None, checkpoints: Path, recipe: str | Non
     wanted = ["recipe.yaml", f"{LAST}/*", f"{BEST}/*"]
     with hub.plainly(f"model {repo}"):
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    state_file = fetched / LAST / "trainer_state.json"
-    if not state_file.is_file() or (recipe is not None and (fetched / "recipe.yaml").read_text() != recipe):
-        return False
-    state = json.loads(state_file.read_text())
-    last = checkpoints / f"checkpoint-{state['global_step']}"
-    best = checkpoints / Path(state["best_model_checkpoint"] or last).name
-    if best != last:
-        shutil.copytree(fetched / BEST, best, dirs_exist_ok=True)
-    shutil.copytree(fetched / LAST, last, ignore=shutil.ignore_patterns(state_file.name), dirs_exist_ok=True)
-    state["best_model_checkpoint"] = str(best)
-    (last / state_file.name).write_text(json.dumps(state, indent=2) + "\n")  # the last, as Trainer writes it
+        if not (fetched / LAST / STATE).is_file():
+            return False
+        if recipe is not None and (fetched / "recipe.yaml").read_text() != recipe:
+            return False
+        state = json.loads((fetched / LAST / STATE).read_text())
+        last = checkpoints / f"checkpoint-{state['global_step']}"
+        best = checkpoints / Path(state["best_model_checkpoint"] or last).name
+        if best != last:
+            copy_files(fetched / BEST, best)
+        copy_files(fetched / LAST, last)
+        state["best_model_checkpoint"] = str(best)
+        (last / STATE).write_text(json.dumps(state, indent=2) + "\n")
     print(f"going on from step {state['global_step']}, the last checkpoint of {repo}")
     return True

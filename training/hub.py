@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import filecmp
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from space.errors import InputError
-from training.outputs import new_folder
+from training.outputs import copy_files, new_folder
 
 # What a model folder holds.
 FILES = ["*.json", "*.safetensors", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"]
@@ -80,7 +79,7 @@ def model_folder(model: str) -> Path:
     folder = Path("models") / model.partition("/")[2]
     if not folder.exists():
         with new_folder(folder) as work:
-            shutil.copytree(fetched, work)
+            copy_files(fetched, work)
     elif not all(_same(fetched / name, folder / name) for name in ("config.json", "model.safetensors")):
         raise InputError(f"{folder} exists and is another model than {model}; move it away")
     return folder

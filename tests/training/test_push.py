@@ -11,9 +11,11 @@ import sys
 import pytest
 from huggingface_hub.repocard import metadata_load
 
+from space.errors import InputError
 from tests.conftest import ROOT
 from tests.hub import OTHER, OWNER, READER, Fault
 from training import push
+from training.hub import plainly
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -250,6 +252,12 @@ def test_a_model_that_was_fetched_is_there_when_the_hub_is_down(hub, client, mod
     assert told.stdout.strip() == "models/cached"
     assert "Unreachable: model clinic/other: the connection to http://127.0.0.1:9 failed" in told.stderr
     assert (client.here / "models" / "cached" / "split.csv").is_file()
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(InputError, match="dataset clinic/x: no space is left"), plainly("dataset clinic/x"):
+        with open("/dev/full", "w") as full:
+            full.write("x" * 100_000)
 
 
 def test_pictures_of_real_images_stay_here_unless_there_are_the_rights(model):
