@@ -19,7 +19,7 @@ from space.errors import InputError
 from space.images import load_image
 from space.saliency import class_activation_maps, linear_head
 
-FILES = ["*.json", "*.safetensors"]  # of a Hub model; one commit's, and from the cache when the Hub does not answer
+FILES = ["*.json", "*.safetensors"]  # of a Hub model
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
 
 
@@ -34,7 +34,9 @@ class Predictor:
         """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier."""
         logging.disable_progress_bar()
         try:
-            folder = model_id if Path(model_id).is_dir() else snapshot_download(str(model_id), allow_patterns=FILES)
+            folder = model_id
+            if not Path(model_id).is_dir():  # one commit's files, and those of the cache when the Hub does not answer
+                folder = snapshot_download(str(model_id), allow_patterns=FILES, ignore_patterns="*/*")
             self.processor = AutoImageProcessor.from_pretrained(folder)
             self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
         except (HTTPError, OSError, ValueError) as error:

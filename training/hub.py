@@ -72,7 +72,7 @@ def model_folder(model: str) -> Path:
     if Path(model).is_dir() or not is_hub_id(model):
         return Path(model)
     with plainly(f"model {model}"):
-        fetched = Path(snapshot_download(model, allow_patterns=FILES))
+        fetched = Path(snapshot_download(model, allow_patterns=FILES, ignore_patterns="*-checkpoint/*"))
     missing = [name for name in ("config.json", "model.safetensors", "split.csv") if not (fetched / name).is_file()]
     if missing:
         raise InputError(f"{model}: found no model folder of this project on the Hub ({missing[0]} is missing)")
@@ -109,7 +109,8 @@ def plainly(what: object) -> Iterator[None]:
         if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HTTPError | OfflineModeIsEnabled):
             error = error.__cause__  # "cannot find the files in the cache", for want of an answer
         answered = isinstance(error, HfHubHTTPError) or not isinstance(error, HTTPError | OfflineModeIsEnabled)
-        raise (InputError if answered else Unreachable)(f"{what}: {_reason(error)}") from None
+        line = f"{what}: {_reason(error)}".replace(get_token() or "\n", "HF_TOKEN")  # no server is to print it either
+        raise (InputError if answered else Unreachable)(line) from None
 
 
 def _reason(error: Exception) -> str:

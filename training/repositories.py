@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from space.errors import InputError
@@ -78,11 +85,14 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
     with plainly(upload):
         try:
             head, branch = api.repo_info(**where), False
-        except RepositoryNotFoundError as error:
-            if isinstance(error, GatedRepoError):
+        except HfHubHTTPError as error:
+            absent = {404} if get_token() else {401, 404}  # a stranger is not told which
+            if isinstance(error, GatedRepoError) or (
+                error.response.status_code not in absent and not isinstance(error, RepositoryNotFoundError)
+            ):
                 raise
             return fresh(upload, revision)
-        if private and not head.private:
+        if private and head.private is False:
             raise InputError(
                 f"{upload}: it exists and is public; make it private on the Hub first, or choose another name"
             )
@@ -91,11 +101,12 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
                 head = api.repo_info(**where, revision=revision)
             except RevisionNotFoundError:
                 branch = True  # made from main
-        there = {
-            entry.path: (entry.lfs.sha256 if entry.lfs else entry.blob_id)
-            for entry in api.list_repo_tree(**where, revision=head.sha, recursive=True)
-            if hasattr(entry, "blob_id")
-        }
+        try:
+            entries = list(api.list_repo_tree(**where, revision=head.sha, recursive=True))
+        except EntryNotFoundError:
+            entries = []  # it has no file yet
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        there = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
     strange = [name for name in there if not matches(name, NEUTRAL)]
     if strange and not any(matches(name, (MARK[upload.kind],)) for name in there):
         raise InputError(f"{upload}: it exists and holds something else, {strange[0]} for one; choose another name")

@@ -46,6 +46,12 @@ def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_s
     assert [title.partition(",")[0] for title in titles(repository)] == ["Train m"] + ["Training in progress"] * 2 + [
         "initial commit"
     ]
+    hub.asked.clear()
+    example = ROOT / "space" / "examples" / "synthetic-normal.png"
+    assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
+    client.read("from training.hub import model_folder; model_folder('clinic/run')")
+    assert local_files(client.here / "models" / "run") == local_files(model)
+    assert not [one for one in hub.asked if "-checkpoint/" in one.path]
 
 
 def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_phantom, tmp_path):

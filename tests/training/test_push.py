@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub.repocard import metadata_load
@@ -177,6 +178,7 @@ FAULTS = [
         "has to be paid",
     ),
     ([Fault("preupload", 404, headers={"X-Error-Code": "RepoNotFound"})], ["clinic/x404"], OWNER, "it is not there"),
+    ([Fault("/commit/", 400, f"no, {OWNER}")], ["clinic/x400"], OWNER, "the Hub refuses (400: no, HF_TOKEN)"),
     ([Fault("/commit/", 409)], ["clinic/x409"], OWNER, "somebody else is changing it at the same time"),
     ([Fault("/commit/", 412)], ["clinic/x412"], OWNER, "it has been changed meanwhile; try again"),
     (
@@ -206,6 +208,7 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, 
     assert told.err.strip().count("\n") == 0
     assert told.err.startswith("error: ")
     assert message in told.err
+    assert OWNER not in told.out + told.err
     assert not [asked for asked in hub.asked if "/commit/" in asked.path and asked.status == 200]
     if faults:
         hub.faults.clear()
@@ -255,9 +258,9 @@ def test_a_model_that_was_fetched_is_there_when_the_hub_is_down(hub, client, mod
 
 
 def test_a_full_disk_is_one_line():
+    full = Path("/dev/full")
     with pytest.raises(InputError, match="dataset clinic/x: no space is left"), plainly("dataset clinic/x"):
-        with open("/dev/full", "w") as full:
-            full.write("x" * 100_000)
+        full.write_text("x")
 
 
 def test_pictures_of_real_images_stay_here_unless_there_are_the_rights(model):
