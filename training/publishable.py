@@ -31,6 +31,7 @@ from training.fingerprint import require_readable
 from training.sources import UNLABELLED, load_data
 
 KEPT = ("license", "attribution", "synthetic")
+ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
 IMAGES_A_FILE = 500
 PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds as it is
 SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones
@@ -71,12 +72,7 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     table = rows.select_columns(["image", "label"])
     for name, values in columns.items():
         table = table.add_column(name, values, feature=Value("string"))
-    return {
-        part: table.select(np.flatnonzero(parts == part)) for part in dict.fromkeys(_ORDER) if (parts == part).any()
-    }
-
-
-_ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
+    return {part: table.select(np.flatnonzero(parts == part)) for part in ORDER if (parts == part).any()}
 
 
 def write_publishable(parts: Mapping[str, Dataset], folder: Path) -> dict[str, Path]:
