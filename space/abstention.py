@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors.numpy import load_file
 
 FILE = "abstention.safetensors"
@@ -63,14 +61,9 @@ class Abstention:
         return found
 
     @classmethod
-    def load(cls, model_id: str | Path) -> Abstention | None:
-        """What lies in a model folder or Hub repository; None where nothing does."""
-        path = Path(model_id) / FILE
-        if not Path(model_id).is_dir():
-            try:
-                path = Path(hf_hub_download(str(model_id), FILE))
-            except (EntryNotFoundError, HfHubHTTPError, OSError):  # the model itself has been loaded already
-                return None
+    def load(cls, folder: str | Path) -> Abstention | None:
+        """What lies in a model folder; None where nothing does."""
+        path = Path(folder) / FILE
         return cls(load_file(path)) if path.is_file() else None
 
     def distances(self, features: list[np.ndarray]) -> np.ndarray:

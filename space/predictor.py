@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
@@ -19,6 +21,7 @@ from space.errors import InputError
 from space.images import load_image
 from space.saliency import class_maps, methods_for, pooled_features, saliency_maps
 
+FILES = ["*.json", "*.safetensors"]  # of a Hub model
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
 
 
@@ -52,17 +55,20 @@ class Predictor:
         """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier."""
         logging.disable_progress_bar()
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model_id)
-            self.model = AutoModelForImageClassification.from_pretrained(model_id).eval()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
+            folder = model_id
+            if not Path(model_id).is_dir():  # one commit's files, and those of the cache when the Hub does not answer
+                folder = snapshot_download(str(model_id), allow_patterns=FILES, ignore_patterns="*/*")
+            self.processor = AutoImageProcessor.from_pretrained(folder)
+            self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        except (HTTPError, OSError, ValueError) as error:
+            reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]
             raise InputError(
                 f"{model_id}: found no image classifier there (config.json, model.safetensors, "
                 f"preprocessor_config.json); give a model folder or a Hub id ({reason})"
             ) from None
         finally:
             logging.enable_progress_bar()
-        self.abstention = Abstention.load(model_id)
+        self.abstention = Abstention.load(folder)
         self.model.to(_device(), memory_format=torch.channels_last)  # faster convolutions, the same sums
         config = self.model.config
         self.labels = [config.id2label[index] for index in range(config.num_labels)]

@@ -98,3 +98,36 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_model(demo) -> Path:
     return demo.folder / "models" / "phantom"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A Hub, and a process that asks it; at the end, no token stands in any file of either."""
+    from tests.client import Client
+    from tests.hub import OTHER, OWNER, READER, Hub
+
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    with hub.serve() as address:
+        client = Client(address, tmp_path_factory.mktemp("client"))
+        yield hub, client
+        client.stop()
+    files = [path for path in [*hub.root.rglob("*"), *client.here.rglob("*")] if path.is_file()]
+    for token in (OWNER, READER, OTHER):
+        assert not [path for path in files if token.encode() in path.read_bytes()], "a token stands in a file"
+    assert not [
+        asked for asked in hub.asked if asked.path.startswith("/lfs/") and "verify" not in asked.path and asked.token
+    ]
+
+
+@pytest.fixture
+def hub(served):
+    """A Hub of which only this test asks anything: tests that want it are in the xdist_group "hub"."""
+    hub, _ = served
+    hub.asked.clear()
+    hub.faults.clear()
+    return hub
+
+
+@pytest.fixture
+def client(served):
+    return served[1]

@@ -13,9 +13,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from training.outputs import new_file
 
 HERE = Path(__file__).parent
-TEMPLATE = next(  # beside the packages in a checkout, inside this one when installed
-    path for path in (HERE.parent / "model_card.md", HERE / "model_card.md") if path.is_file()
-)
 TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -91,11 +88,16 @@ def write_card(folder: Path) -> None:
         eval_results=_eval_results(told["evaluations"]) or None,
     )
     with new_file(folder / "README.md") as file:
-        file.write_text(str(ModelCard.from_template(data, template_path=str(TEMPLATE), **told)))
+        file.write_text(str(ModelCard.from_template(data, template_path=str(find_template("model_card.md")), **told)))
 
 
 def _is_hub_id(source: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
+
+
+def find_template(name: str) -> Path:
+    """A card's template: beside the packages in a checkout, inside this one when installed."""
+    return next(path for path in (HERE.parent / name, HERE / name) if path.is_file())
 
 
 def _eval_results(evaluations: list[dict]) -> list[EvalResult]:

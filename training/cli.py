@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ VERBS = {
     "train": "make a model folder from a recipe",
     "evaluate": "measure a model folder on DATA, with intervals; the card anew",
     "predict": "classify image files and folders into a CSV file",
+    "push": "publish a model folder on the Hub, with its data set and its page",
     "demo": "serve the page for a model folder on this machine",
 }
 
@@ -34,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run a verb's main and leave: 0, or 1 after one line on standard error when the input was bad."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry, with signed addresses
     try:
         main(argv)
     except InputError as error:

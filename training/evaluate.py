@@ -2,6 +2,7 @@
 
 chest-opacity evaluate models/phantom --data phantom --sites B --name site_b
 chest-opacity evaluate models/phantom --data phantom --split test --name test
+chest-opacity evaluate user/name --data FOLDER --name elsewhere
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from space.saliency import METHODS
 from training.card import MADE, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
+from training.hub import model_folder
 from training.measure import measure
 from training.report import write_report
 from training.sources import UNLABELLED, load_data
@@ -98,7 +100,9 @@ def _against(told: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="chest-opacity evaluate", description="Measure a model folder on DATA; the card anew.")
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model folder, or user/name on the Hub, which becomes the folder models/name"
+    )
     parser.add_argument("--data", required=True, help="a folder, a table, user/name on the Hub, or phantom")
     parser.add_argument(
         "--name", required=True, help="of the evaluation: eval/NAME.json, eval/NAME.csv, eval/NAME_*.png"
@@ -120,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or args.name in MADE:
         raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {' or '.join(sorted(MADE))}")
+    args.model = model_folder(args.model)
     if not (args.model / "split.csv").is_file():
         raise InputError(
             f"{args.model}: found no model folder (split.csv is missing); make one with chest-opacity train"

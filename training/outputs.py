@@ -41,6 +41,14 @@ def new_file(final: Path) -> Iterator[Path]:
             work.unlink(missing_ok=True)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder's files into another; unlike shutil.copytree it stops at the first that cannot be copied."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
 @contextmanager
 def _writing(final: Path) -> Iterator[Path]:
     """The hidden name beside `final` under which it is made; what the system says against it becomes one line."""

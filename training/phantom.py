@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from training.ultrasound import FINDINGS, Probe, draw_anatomy, simulate
 
-COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic")
+COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic", "license")
 MOST_FRAMES = 6  # of one patient
 
 Range = tuple[float, float]
@@ -182,7 +182,7 @@ def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0) -> None:
             if patient.label == "sick":
                 Image.fromarray(mask).save(folder / "masks" / name, pnginfo=note)
             finding = patient.finding if patient.label else ""
-            rows.append([f"images/{name}", patient.label, patient.group, patient.site, finding, "yes"])
+            rows.append([f"images/{name}", patient.label, patient.group, patient.site, finding, "yes", "Apache-2.0"])
         return rows
 
     patients = draw_patients(seed, scale)

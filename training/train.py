@@ -34,6 +34,7 @@ from training.arguments import DataArguments, ModelArguments, TrainingArguments,
 from training.audit_page import brief
 from training.augment import augment
 from training.card import write_card
+from training.checkpoints import HubSaves, fetch_start
 from training.cli import run
 from training.evaluate import report
 from training.measure import load_metric, measure
@@ -60,6 +61,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         refuse_existing(final, "choose another --output_dir, or replace it with --overwrite true")
     rule = model_args.threshold
     check_rule(rule)
+    saves = HubSaves(training_args, final, recipe) if training_args.push_to_hub else None
     is_main = training_args.process_index == 0
     say = print if is_main else lambda *_: None
 
@@ -76,6 +78,9 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     if is_main:
         _prepare(work, recipe)
     training_args.output_dir = str(work / "checkpoints")
+    with training_args.main_process_first(local=False):
+        if is_main:
+            fetch_start(work / "checkpoints", training_args, saves)
     trainer = BalancedTrainer(
         balance=data_args.balance,
         model=model,
@@ -88,6 +93,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     )
     trainer.remove_callback(PrinterCallback if training_args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochTable())
+    if saves:
+        trainer.add_callback(saves)
     where = f"{training_args.device.type}, {training_args.world_size} process(es)"
     say(f"training {model_args.model_name_or_path} on {where}")
     trainer.train(resume_from_checkpoint=_last_checkpoint(work / "checkpoints"))
@@ -106,6 +113,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         move_into_place(folder, final)
         shutil.rmtree(work)
         say(f"\nmodel folder: {final}")
+        if saves:
+            saves.push(final)
     trainer.accelerator.wait_for_everyone()
     return final
 

@@ -33,7 +33,7 @@ def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
 
 def test_the_table_lists_every_image_and_patients_keep_one_label_and_site(small_phantom):
     rows = table(small_phantom)
-    assert list(rows[0]) == ["file_name", "label", "group", "site", "finding", "synthetic"]
+    assert list(rows[0]) == ["file_name", "label", "group", "site", "finding", "synthetic", "license"]
     assert sorted(row["file_name"] for row in rows) == sorted(
         f"images/{p.name}" for p in (small_phantom / "images").iterdir()
     )

@@ -156,7 +156,7 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypat
 @pytest.fixture
 def hub(tmp_path):
     """A Hub with the data set clinic/frames, 6 images to train on and 4 to validate."""
-    folder = tmp_path / "hub" / "clinic" / "frames" / "data"
+    folder = tmp_path / "frames" / "data"
     folder.mkdir(parents=True)
     features = Features(
         {
@@ -174,7 +174,9 @@ def hub(tmp_path):
             "age": [index + 40 for index in range(count)],
         }
         Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet")
-    return Hub(tmp_path / "hub")
+    hub = Hub(tmp_path / "hub")
+    hub.add("dataset", "clinic/frames", folder.parent)
+    return hub
 
 
 def test_a_data_set_of_the_hub_is_read_whole_in_part_or_streamed(hub, tmp_path):

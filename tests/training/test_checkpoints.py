@@ -1,0 +1,104 @@
+"""push_to_hub: the Hub while a model is trained, and a start from there, over HTTP with the unmodified client."""
+
+import os
+
+import pytest
+import yaml
+from huggingface_hub.repocard import metadata_load
+
+from tests.conftest import RECIPES, ROOT, SMALL
+from tests.hub import OWNER, READER, Fault
+from tests.training.test_push import held, local_files, titles
+
+pytestmark = pytest.mark.xdist_group("hub")
+
+CHECKPOINT = ["config.json", "model.safetensors", "optimizer.pt", "preprocessor_config.json", "rng_state.pth"]
+CHECKPOINT += ["scheduler.pt", "trainer_state.json"]
+
+
+def command(data, repo, *settings):
+    recipe = ["train", RECIPES / "phantom.yaml", "--data", data, "--output_dir", "m", *SMALL]
+    return [*map(str, recipe), "--push_to_hub", "true", "--hub_model_id", repo, *settings]
+
+
+def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_same_weights(
+    hub, client, small_phantom, small_model, tmp_path
+):
+    words = command(small_phantom, "clinic/run", "--hub_strategy", "checkpoint")
+    for place in ("here", "elsewhere"):
+        (tmp_path / place).mkdir()
+    assert client.run(*words, cwd=tmp_path / "here").code == 0
+    repository = hub.repository("model", "clinic/run")
+    first = repository.log(repository.find("main"))[-2]["id"]
+    repository.update(heads={"main": first})  # what the Hub holds of a run that got no further
+    last = {f"last-checkpoint/{name}" for name in CHECKPOINT}
+    begun = {".gitattributes", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
+    assert repository.files().keys() == begun | last
+
+    told = client.run(*words, cwd=tmp_path / "elsewhere")
+    assert told.code == 0, told.err
+    assert "the last checkpoint of clinic/run" in told.out
+    model = tmp_path / "elsewhere" / "m"
+    assert (model / "model.safetensors").read_bytes() == (small_model / "model.safetensors").read_bytes()
+    assert os.listdir(tmp_path / "elsewhere") == ["m"]
+    kept = {name: content for name, content in held(repository).items() if "-checkpoint/" not in name}
+    assert kept == local_files(model)
+    assert [title.partition(",")[0] for title in titles(repository)] == ["Train m"] + ["Training in progress"] * 2 + [
+        "initial commit"
+    ]
+    hub.asked.clear()
+    example = ROOT / "space" / "examples" / "synthetic-normal.png"
+    assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
+    client.read("from training.hub import model_folder; model_folder('clinic/run')")
+    assert local_files(client.here / "models" / "run") == local_files(model)
+    assert not [one for one in hub.asked if "-checkpoint/" in one.path]
+
+
+def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_phantom, tmp_path):
+    hub.faults = [Fault("/commit/", 500)]
+    told = client.run(*command(small_phantom, "clinic/saves", "--hub_private_repo", "true"), cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert (
+        "warning: model clinic/saves: the Hub is at fault; try again later (500: no); the training goes on" in told.out
+    )
+    repository = hub.repository("model", "clinic/saves")
+    assert held(repository) == local_files(tmp_path / "m")
+    steps = yaml.safe_load((tmp_path / "m" / "eval" / "training.json").read_text())["epochs"][-1]["step"]
+    assert titles(repository) == ["Train m", f"Training in progress, step {steps}", "initial commit"]
+    assert repository.state["private"]
+
+
+def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_phantom, small_model, tmp_path):
+    hub.add("model", "clinic/base", small_model)
+    settings = ["--model_name_or_path", "clinic/base", "--hub_strategy", "end", "--num_train_epochs", "1"]
+    told = client.run(*command(small_phantom, "end", *settings), cwd=tmp_path)
+    assert told.code == 0, told.err
+    repository = hub.repository("model", "clinic/end")
+    assert titles(repository) == ["Train m", "initial commit"]
+    assert held(repository) == local_files(tmp_path / "m")
+    assert metadata_load(tmp_path / "m" / "README.md")["base_model"] == "clinic/base"
+
+
+@pytest.mark.parametrize(
+    ("settings", "token", "message"),
+    [
+        ([], "", "found no token for the Hub"),
+        ([], READER, "the token may not do this: it only reads"),
+        (["--hub_token", "hf_seen"], OWNER, "hub_token would stand where others see it"),
+        (["--hub_strategy", "all_checkpoints"], OWNER, "expected end, every_save or checkpoint"),
+        (["--resume_from_checkpoint", "clinic/gated"], OWNER, "clinic/gated: found no last-checkpoint/ there"),
+        (["--model_name_or_path", "other/gated"], OWNER, "You are trying to access a gated repo"),
+    ],
+)
+def test_a_run_that_cannot_reach_what_it_needs_ends_in_one_line(
+    hub, client, small_phantom, small_model, tmp_path, settings, token, message
+):
+    for user in ("clinic", "other"):
+        if not hub.repository("model", f"{user}/gated"):
+            hub.add("model", f"{user}/gated", small_model, gated="manual")
+    told = client.run(*command(small_phantom, "clinic/never", *settings), token=token, cwd=tmp_path)
+    assert told.code == 1
+    assert told.line.startswith("error: ")
+    assert message in told.line
+    assert not (tmp_path / "m").exists()
+    assert ROOT.as_posix() not in told.line

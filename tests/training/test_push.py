@@ -1,0 +1,275 @@
+"""The way to the Hub, over HTTP with the unmodified client in a process of its own."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub.repocard import metadata_load
+
+from space.errors import InputError
+from tests.conftest import ROOT
+from tests.hub import OTHER, OWNER, READER, Fault
+from training import push
+from training.hub import plainly
+
+pytestmark = pytest.mark.xdist_group("hub")
+
+
+@pytest.fixture
+def model(small_model, tmp_path):
+    return shutil.copytree(small_model, tmp_path / "small")
+
+
+def local_files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def held(repository, revision="main"):
+    return {name: repository.read(name, revision) for name in repository.files(revision) if name != ".gitattributes"}
+
+
+def titles(repository, revision="main"):
+    return [commit["title"] for commit in repository.log(repository.find(revision))]
+
+
+def test_a_model_folder_becomes_a_repository_in_one_commit_that_pipeline_loads(hub, client, model):
+    (model / ".DS_Store").write_text("hidden")
+    (model / "notes.txt").write_text("mine")
+    told = client.run("push", model, "--repo", "clinic/whole")
+    assert told.code == 0, told.err
+    assert "not part of a model folder, so not sent: notes.txt" in told.out
+    repository = hub.repository("model", "clinic/whole")
+    local = local_files(model)
+    assert held(repository) == {name: local[name] for name in local if name not in {".DS_Store", "notes.txt"}}
+    assert titles(repository) == ["Push small", "initial commit"]
+    assert repository.files()["model.safetensors"]["large"]
+    card = repository.read("README.md").decode()
+    assert all(picture in local for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card))
+    code = """
+import json
+from huggingface_hub import model_info
+from transformers import pipeline
+auc = [result for result in model_info("clinic/whole").card_data.eval_results if result.metric_type == "roc_auc"]
+answer = pipeline("image-classification", model=NAME)(EXAMPLE)
+print(json.dumps([[auc[0].metric_value, auc[0].metric_args["ci95"]], answer]))
+"""
+    example = f"'{ROOT}/space/examples/synthetic-normal.png'"
+    auc, from_hub = json.loads(client.read(code.replace("NAME", "'clinic/whole'").replace("EXAMPLE", example)))
+    _, from_here = json.loads(client.read(code.replace("NAME", f"'{model}'").replace("EXAMPLE", example)))
+    assert from_hub == from_here
+    test = json.loads((model / "eval" / "test.json").read_text())
+    assert auc == [round(test["roc_auc"], 4), [round(bound, 4) for bound in test["ci95"]["roc_auc"]]]
+
+
+def test_a_second_push_commits_nothing_and_a_later_one_what_changed_as_the_dry_run_says(hub, client, model):
+    repository = hub.repository("model", "clinic/again")
+    dry = client.run("push", model, "--repo", "clinic/again", "--dry-run", token="")
+    assert dry.code == 0, dry.err
+    assert not repository
+    assert set(re.findall(r"^  \+ (\S+)", dry.out, re.MULTILINE)) == set(local_files(model))
+    assert client.run("push", model, "--repo", "clinic/again").code == 0
+    hub.asked.clear()
+    told = client.run("push", model, "--repo", "clinic/again")
+    assert "nothing has changed since commit" in told.out
+    assert len(titles(repository)) == 2
+    assert {asked.method for asked in hub.asked} == {"GET"}
+
+    (model / "eval" / "more.json").write_text("{}")
+    (model / "eval" / "test_roc.png").unlink()
+    (model / "README.md").write_text((model / "README.md").read_text() + "\nMore.\n")
+    before = repository.files()
+    dry = client.run("push", model, "--repo", "clinic/again", "--dry-run")
+    hub.asked.clear()
+    assert client.run("push", model, "--repo", "clinic/again").code == 0
+    after = repository.files()
+    changes = {("+", name) for name in after.keys() - before.keys()} | {("-", n) for n in before.keys() - after.keys()}
+    changes |= {("~", name) for name in after.keys() & before.keys() if before[name] != after[name]}
+    assert set(re.findall(r"^  ([+~-]) (\S+)", dry.out, re.MULTILINE)) == changes
+    assert changes == {("+", "eval/more.json"), ("-", "eval/test_roc.png"), ("~", "README.md")}
+    assert held(repository) == local_files(model)
+    assert hub.sent() == 0
+
+
+def test_a_branch_a_tag_and_privacy_are_as_asked(hub, client, model):
+    words = ["push", model, "--repo", "clinic/private"]
+    assert client.run(*words, "--private", "--tag", "v1").code == 0
+    repository = hub.repository("model", "clinic/private")
+    assert repository.state["private"]
+    assert repository.state["tags"] == {"v1": repository.find("main")}
+    assert client.run(*words, "--tag", "v1").code == 0
+    (model / "eval" / "more.json").write_text("{}")
+    assert "the tag v1 names another commit already" in client.run(*words, "--tag", "v1").line
+    assert client.run(*words, "--revision", "next", "--tag", "v2").code == 0
+    assert set(repository.files("next")) - set(repository.files("main")) == {"eval/more.json"}
+    assert repository.state["tags"]["v2"] == repository.find("next")
+    for stranger in ("", OTHER):
+        told = client.run("evaluate", "clinic/private", "--data", "phantom", "--name", "x", token=stranger)
+        assert "it is not there, or it is private" in told.line
+    assert client.run("push", model, "--repo", "clinic/public").code == 0
+    told = client.run("push", model, "--repo", "clinic/public", "--private")
+    assert "it exists and is public" in told.line
+    assert titles(hub.repository("model", "clinic/public")) == ["Push small", "initial commit"]
+
+
+def test_the_space_holds_the_page_and_names_its_model(hub, client, model, small_phantom):
+    words = ["push", model, "--repo", "clinic/shown", "--space", "clinic/page"]
+    assert client.run(*words).code == 0
+    repository = hub.repository("space", "clinic/page")
+    page = ROOT / "space"
+    files = [*page.glob("*.py"), page / "requirements.txt", page / "README.md", *page.glob("examples/*")]
+    here = {path.relative_to(page).as_posix(): path.read_bytes() for path in files}
+    assert held(repository) == here | {"README.md": repository.read("README.md")}
+    assert repository.state["variables"] == {"MODEL_ID": "clinic/shown"}
+    (client.here / "README.md").write_bytes(repository.read("README.md"))
+    told, was = metadata_load(client.here / "README.md"), metadata_load(page / "README.md")
+    assert told == was | {
+        "title": "Chest opacity: shown",
+        "license": "apache-2.0",
+        "models": ["clinic/shown"],
+        "preload_from_hub": ["clinic/shown config.json,model.safetensors,preprocessor_config.json"],
+    }
+    assert (told["sdk"], told["app_file"], told["python_version"]) == ("gradio", "app.py", "3.11")
+    assert len(told["short_description"]) <= 60
+    assert "nothing has changed since commit" in client.run(*words).out.splitlines()[-1]
+    assert client.run("push", model, "--repo", "clinic/whole", "--space", "clinic/page").code == 0
+    assert repository.state["variables"] == {"MODEL_ID": "clinic/whole"}
+    assert hub.repository("space", "clinic/page").log(repository.find("main"))[0]["title"] == "Push small"
+
+
+def test_a_model_of_the_hub_is_evaluated_in_a_folder_of_its_name_and_pushed_again(hub, client, model, small_phantom):
+    hub.add("model", "clinic/back", model)
+    words = ["evaluate", "clinic/back", "--data", small_phantom, "--sites", "B"]
+    assert client.run(*words, "--name", "b").code == 0
+    folder = client.here / "models" / "back"
+    assert (folder / "eval" / "b.json").is_file()
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert client.run(*words, "--name", "c").code == 0
+    told = client.run("push", folder, "--repo", "clinic/back")
+    changed = set(re.findall(r"^  [+~-] (\S+)", told.out, re.MULTILINE))
+    assert changed == {f"eval/{n}{end}" for n in "bc" for end in NAMED} | {"README.md"}
+    (folder / "config.json").write_text("{}")
+    assert "models/back exists and is another model than clinic/back" in client.run(*words, "--name", "d").line
+
+
+NAMED = (".csv", ".json", "_confusion.png", "_reliability.png", "_roc.png")
+
+FAULTS = [
+    # what goes wrong (nothing, for what is asked is wrong), words after `push MODEL --repo`, token, what is said
+    ([], ["clinic/x"], "", "found no token for the Hub"),
+    ([], ["clinic/x"], READER, "the token may not do this: it only reads"),
+    ([], ["clinic/x"], "hf_expired", "the token is not accepted: it is unknown, expired or withdrawn"),
+    ([], ["other/x"], OWNER, "the name belongs to others"),
+    ([], ["clinic/taken"], OWNER, "it exists and holds something else, tokenizer.json for one"),
+    ([], ["no-slash"], OWNER, "no-slash: no name of a repository, expected user/name"),
+    ([], ["clinic/a..b"], OWNER, "no name of a repository"),
+    ([], ["a b/c"], OWNER, "no name of a repository"),
+    ([], ["clinic/x", "--dataset", "clinic/d"], OWNER, "--dataset and --data go together"),
+    ([], ["clinic/x", "--space", "clinic/s", "--revision", "r"], OWNER, "--space shows the model's main branch"),
+    (
+        [Fault("POST /api/repos/create", 402, "PRO only")],
+        ["clinic/x402", "--space", "clinic/s"],
+        OWNER,
+        "has to be paid",
+    ),
+    ([Fault("preupload", 404, headers={"X-Error-Code": "RepoNotFound"})], ["clinic/x404"], OWNER, "it is not there"),
+    ([Fault("/commit/", 400, f"no, {OWNER}")], ["clinic/x400"], OWNER, "the Hub refuses (400: no, HF_TOKEN)"),
+    ([Fault("/commit/", 409)], ["clinic/x409"], OWNER, "somebody else is changing it at the same time"),
+    ([Fault("/commit/", 412)], ["clinic/x412"], OWNER, "it has been changed meanwhile; try again"),
+    (
+        [Fault("create", 429, headers={"Retry-After": "7"})],
+        ["clinic/x"],
+        OWNER,
+        "too many requests; try again in 7 sec",
+    ),
+    ([Fault("create", 500)], ["clinic/y500"], OWNER, "the Hub is at fault; try again later (500"),
+    ([Fault("validate-yaml", 500)], ["clinic/x500"], OWNER, "the Hub is at fault; try again later (500"),
+    ([Fault("validate-yaml", 503)], ["clinic/x503"], OWNER, "the Hub is at fault; try again later (503"),
+    ([Fault("PUT /lfs/", 403, times=99)], ["clinic/x403"], OWNER, "the token may not do this"),
+    ([Fault("/commit/", cut_upload=1000)], ["clinic/xcut"], OWNER, "the same command goes on from what has arrived"),
+]
+
+
+@pytest.mark.parametrize(("faults", "words", "token", "message"), FAULTS)
+def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, model, faults, words, token, message):
+    if words == ["clinic/taken"]:
+        (client.here / "other").mkdir()
+        (client.here / "other" / "tokenizer.json").write_text("{}")
+        hub.add("model", "clinic/taken", client.here / "other")
+    (model / "eval" / "new.png").write_bytes(os.urandom(100_000))
+    hub.faults = list(faults)
+    told = client.run("push", model, "--repo", *words, token=token)
+    assert told.code == 1
+    assert told.err.strip().count("\n") == 0
+    assert told.err.startswith("error: ")
+    assert message in told.err
+    assert OWNER not in told.out + told.err
+    assert not [asked for asked in hub.asked if "/commit/" in asked.path and asked.status == 200]
+    if faults:
+        hub.faults.clear()
+        assert client.run("push", model, "--repo", *words).code == 0
+        assert held(hub.repository("model", words[0])) == local_files(model)
+
+
+def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model):
+    words = ["push", model, "--repo", "clinic/broken"]
+    files = [model / "eval" / f"large{number}.png" for number in range(6)]
+    for file in files:
+        file.write_bytes(os.urandom(300_000))
+    sizes = {f"/lfs/{hashlib.sha256(file.read_bytes()).hexdigest()}": 300_000 for file in files}
+    last = list(sizes)[-1]
+    hub.faults = [Fault(f"PUT {last}", 403, times=9)]
+    assert client.run(*words).code == 1
+    arrived = {asked.path for asked in hub.asked if asked.method == "PUT" and asked.status == 200}
+    assert last not in arrived
+
+    hub.asked.clear()
+    hub.faults = [Fault(f"PUT {last}", cut_upload=100_000), Fault("/commit/", 500)]
+    assert client.run(*words).code == 1
+    sent = {asked.path for asked in hub.asked if asked.method == "PUT"}
+    assert sent == sizes.keys() - arrived
+    again = hub.sent(f"PUT {last}") - 300_000  # the connection was cut in mid-file, and the client tried once more
+    assert 0 < again < 300_000
+    assert hub.sent() == again + 300_000 * len(sent)
+
+    hub.asked.clear()
+    hub.faults.clear()
+    assert client.run(*words).code == 0
+    assert hub.sent() == 0
+    assert held(hub.repository("model", "clinic/broken")) == local_files(model)
+
+
+def test_a_model_that_was_fetched_is_there_when_the_hub_is_down(hub, client, model):
+    hub.add("model", "clinic/cached", model)
+    code = f"import os; os.chdir({str(client.here)!r}); from training.hub import model_folder; "
+    client.read(code + "model_folder('clinic/cached')")
+    shutil.rmtree(client.here / "models" / "cached")
+    down = client.env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    code += "print(model_folder('clinic/cached')); model_folder('clinic/other')"
+    told = subprocess.run([sys.executable, "-c", code], env=down, capture_output=True, text=True)
+    assert told.stdout.strip() == "models/cached"
+    assert "Unreachable: model clinic/other: the connection to http://127.0.0.1:9 failed" in told.stderr
+    assert (client.here / "models" / "cached" / "split.csv").is_file()
+
+
+def test_a_full_disk_is_one_line():
+    full = Path("/dev/full")
+    with pytest.raises(InputError, match="dataset clinic/x: no space is left"), plainly("dataset clinic/x"):
+        full.write_text("x")
+
+
+def test_pictures_of_real_images_stay_here_unless_there_are_the_rights(model):
+    for name in ("samples", "test_gallery", "external_gallery"):
+        (model / "eval" / f"{name}.png").write_bytes(b"picture")
+    (model / "report.html").write_text("with pictures")
+    told = json.loads((model / "eval" / "external.json").read_text())
+    assert len(push.model_upload(model, "clinic/x").files) == len(local_files(model))
+    (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
+    left = local_files(model).keys() - push.model_upload(model, "clinic/x").files.keys()
+    assert left == {"eval/external_gallery.png", "report.html"}
+    assert len(push.model_upload(model, "clinic/x", rights=True).files) == len(local_files(model))

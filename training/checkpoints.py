@@ -1,0 +1,123 @@
+"""push_to_hub: what goes to the Hub while a model is trained, and going on from what is there.
+
+The keys are transformers' own (push_to_hub, hub_model_id, hub_strategy, hub_private_repo, hub_revision), but Trainer is
+not told of them: it would write a card of its own, and pickle its arguments, with this machine's paths, beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import transformers
+import yaml
+from huggingface_hub import HfApi, snapshot_download
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_utils import HubStrategy
+
+from space.errors import InputError
+from training import hub, repositories
+from training.outputs import copy_files
+from training.push import model_upload, push
+from training.repositories import Upload
+
+LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
+MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
+HERE_ONLY = "training_args.bin"
+STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
+
+
+class HubSaves(TrainerCallback):
+    """After each checkpoint, the model (every_save), or also the checkpoint (checkpoint), as one commit.
+
+    A push that fails is said and does not end the training; the next one sends what is missing.
+    """
+
+    def __init__(self, args: transformers.TrainingArguments, model: Path, recipe: dict):
+        """Take push_to_hub out of the arguments, and see that the repository is there and can be written to.
+
+        Raises InputError when it is not, so before hours of training.
+        """
+        args.push_to_hub = False
+        self.strategy = HubStrategy(args.hub_strategy)
+        if self.strategy is HubStrategy.ALL_CHECKPOINTS:
+            raise InputError("hub_strategy: all_checkpoints is not offered; expected end, every_save or checkpoint")
+        self.private, self.revision = bool(args.hub_private_repo), args.hub_revision
+        self.recipe = yaml.safe_dump(recipe, sort_keys=False)
+        if args.hub_token:
+            raise InputError("hub_token would stand where others see it; give it as HF_TOKEN, or with hf auth login")
+        hub.require_token()
+        self.repo = args.hub_model_id or model.name
+        if "/" not in self.repo:
+            with hub.plainly(f"model {self.repo}"):
+                self.repo = f"{HfApi().whoami()['name']}/{self.repo}"
+        hub.check_name(self.repo)
+        if args.process_index == 0:
+            plan = repositories.survey(Upload("model", self.repo, {}), self.revision, self.private)
+            repositories.create(plan, self.revision, self.private)
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or self.strategy is HubStrategy.END:
+            return
+        checkpoints = Path(args.output_dir)
+        last = checkpoints / f"checkpoint-{state.global_step}"
+        recipe = checkpoints / "recipe.yaml"
+        recipe.write_text(self.recipe)
+        files = {"recipe.yaml": recipe}
+        if (last / "config.json").is_file():  # which is not there when the head alone is in the checkpoint
+            files |= {name: last / name for name in MODEL}
+        if self.strategy is HubStrategy.CHECKPOINT:
+            files |= {f"{LAST}/{path.name}": path for path in last.iterdir() if path.name != HERE_ONLY}
+            best = Path(state.best_model_checkpoint or last)
+            if best.name != last.name:
+                files[f"{BEST}/model.safetensors"] = best / "model.safetensors"
+        try:
+            plan = repositories.survey(Upload("model", self.repo, files), self.revision)
+            repositories.commit(plan, f"Training in progress, step {state.global_step}", self.revision)
+        except InputError as error:
+            tqdm.write(f"warning: {error}; the training goes on")
+
+    def push(self, model: Path) -> None:
+        """The whole model folder, with its own card, as the last commit."""
+        try:
+            push([model_upload(model, self.repo)], f"Train {model.name}", self.private, self.revision)
+        except InputError as error:
+            raise InputError(f"{error}; {model} is whole: chest-opacity push {model} --repo {self.repo}") from None
+
+
+def fetch_start(checkpoints: Path, args: transformers.TrainingArguments, saves: HubSaves | None) -> None:
+    """Bring what a run is to go on from into its folder of checkpoints, where none is there yet.
+
+    That is the last checkpoint of the repository that resume_from_checkpoint names, or with hub_strategy: checkpoint
+    the last one of this very recipe. Raises InputError when resume_from_checkpoint has none.
+    """
+    if list(checkpoints.glob(f"checkpoint-*/{STATE}")):
+        return
+    if (repo := args.resume_from_checkpoint) is not None:
+        hub.check_name(repo)
+        if not _fetch(repo, args.hub_revision, checkpoints):
+            raise InputError(f"{repo}: found no {LAST}/ there; train with hub_strategy: checkpoint to have one")
+    elif saves and saves.strategy is HubStrategy.CHECKPOINT:
+        _fetch(saves.repo, saves.revision, checkpoints, saves.recipe)
+
+
+def _fetch(repo: str, revision: str | None, checkpoints: Path, recipe: str | None = None) -> bool:
+    """Copy a last checkpoint, and the best one's weights; False when there is none, or another recipe's."""
+    wanted = ["recipe.yaml", f"{LAST}/*", f"{BEST}/*"]
+    with hub.plainly(f"model {repo}"):
+        fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        if not (fetched / LAST / STATE).is_file():
+            return False
+        if recipe is not None and (fetched / "recipe.yaml").read_text() != recipe:
+            return False
+        state = json.loads((fetched / LAST / STATE).read_text())
+        last = checkpoints / f"checkpoint-{state['global_step']}"
+        best = checkpoints / Path(state["best_model_checkpoint"] or last).name
+        if best != last:
+            copy_files(fetched / BEST, best)
+        copy_files(fetched / LAST, last)
+        state["best_model_checkpoint"] = str(best)
+        (last / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    print(f"going on from step {state['global_step']}, the last checkpoint of {repo}")
+    return True

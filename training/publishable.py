@@ -1,0 +1,193 @@
+"""A data set that may leave this machine: Parquet files and a card, with nothing of the files that it was read from.
+
+Pixels are written anew as PNG, so EXIF, GPS, DICOM tags, colour profiles and comments stay behind. Groups get numbers
+for names, since a folder's or a patient's name may be one; of all other columns only KEPT go along.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image as Picture
+from PIL import ImageOps, PngImagePlugin
+from tqdm.auto import tqdm
+
+from space.dicom import is_dicom
+from space.errors import InputError
+from space.images import load_image
+from training.audit import audit_data
+from training.card import find_template
+from training.fingerprint import require_readable
+from training.sources import UNLABELLED, load_data
+
+KEPT = ("license", "attribution", "synthetic")
+ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
+IMAGES_A_FILE = 500
+PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds as it is
+SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones
+    r"cc0(-1\.0)?|cc-by(-nc)?(-sa)?(-\d\.\d)?|public-domain|pddl|odbl|odc-by|apache-2\.0|mit|cdla-permissive-[12]\.0"
+)
+
+
+def licence(text: str) -> str:
+    """The Hub's name of a licence that allows sharing (CC BY 4.0 (a remark): cc-by-4.0); "" for any other text."""
+    text = re.sub(r"https?://creativecommons\.org/licenses/([a-z-]+)/(\d\.\d).*", r"cc-\1-\2", text.strip().lower())
+    name = re.sub(r"[\s_-]+", "-", text.partition("(")[0].strip())
+    return name if SHARING.fullmatch(name) else ""
+
+
+def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]:
+    """DATA as the splits of a model folder, ready to be written: image, label, group, site and what there is of KEPT.
+
+    train, validation and test are those of split.csv; what is in none is external (another site's), unlabelled, or
+    left_out (by balancing). Raises InputError when DATA is not what the model was trained with, or when an image's
+    licence does not allow it to be shared and `rights` is false.
+    """
+    names = _labels(model)
+    rows = load_data(data, names)
+    licences = _licences(rows)
+    if not rights and (bare := [index for index, name in enumerate(licences) if not name]):
+        given = sorted(set(_column(rows, "license")) | set(_column(rows, "licence")))
+        raise InputError(
+            f"{data}: {len(bare)} of {len(rows)} images have no licence that allows sharing, {rows['path'][bare[0]]} "
+            f"for one (column license: {', '.join(filter(None, given))[:100] or 'empty'}); leave them out, or say "
+            "--i-have-the-rights"
+        )
+    audit = audit_data({data: rows})
+    require_readable(rows, audit.prints.facts["broken"].tolist())
+    parts = _parts(rows, audit.images["pixels"], model, data)
+    columns = {"group": _numbered(audit.images), "site": list(rows["site"])}
+    columns |= {name: _column(rows, name) for name in KEPT if name in rows.column_names}
+    columns["license"] = licences
+    table = rows.select_columns(["image", "label"])
+    for name, values in columns.items():
+        table = table.add_column(name, values, feature=Value("string"))
+    return {part: table.select(np.flatnonzero(parts == part)) for part in ORDER if (parts == part).any()}
+
+
+def write_publishable(parts: Mapping[str, Dataset], folder: Path) -> dict[str, Path]:
+    """Write data/PART-NNNNN-of-NNNNN.parquet below a folder; the files by their names in a repository."""
+    features = Features(
+        {"image": Image()} | {n: f for n, f in next(iter(parts.values())).features.items() if n != "image"}
+    )
+    files = {}
+    (folder / "data").mkdir(parents=True)
+    total = sum(map(len, parts.values()))
+    with tqdm(total=total, desc="writing", unit="image", leave=False) as progress, ThreadPoolExecutor() as pool:
+        for part, rows in parts.items():
+            rows, count = rows.cast_column("image", Image(decode=False)), -(-len(rows) // IMAGES_A_FILE)
+            for number in range(count):
+                start = number * IMAGES_A_FILE
+                some = rows.select(range(start, min(start + IMAGES_A_FILE, len(rows))))
+                name = f"data/{part}-{number:05d}-of-{count:05d}.parquet"
+                Dataset.from_list(list(pool.map(_clean, some)), features).to_parquet(folder / name)
+                files[name] = folder / name
+                progress.update(len(some))
+    return files
+
+
+def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: Path) -> None:
+    """Write the card of a data set that will be `repo`, from its rows and the recipe of the model folder."""
+    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+    names = next(iter(parts.values())).features["label"].names
+    licences = Counter(name for rows in parts.values() for name in rows["license"])
+    synthetic = all("synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"} for rows in parts.values())
+    only = next(iter(licences)) if len(licences) == 1 else ""
+    data = DatasetCardData(
+        pretty_name=repo.partition("/")[2],
+        license=only or "other",
+        license_name=None if only else ("several" if len(licences) > 1 else "see-the-card"),
+        task_categories=["image-classification"],
+        tags=["chest", "medical", "chest-opacity", *(["synthetic"] if synthetic else [])],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": part, "path": f"data/{part}-*.parquet"} for part in parts],
+            }
+        ],
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(find_template("data_card.md")),
+        repo=repo,
+        labels=names,
+        synthetic=synthetic,
+        parts={part: _counts(rows) for part, rows in parts.items()},
+        sites=sorted({site for rows in parts.values() for site in rows["site"]} - {""}),
+        licences=licences.most_common(),
+        columns=[name for name in next(iter(parts.values())).column_names if name != "image"],
+        recipe=recipe,
+    )
+    file.write_text(str(card))
+
+
+def _labels(model: Path) -> list[str]:
+    config = yaml.safe_load((model / "config.json").read_text())
+    return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+
+
+def _column(rows: Dataset, name: str) -> list[str]:
+    return list(rows[name]) if name in rows.column_names else [""] * len(rows)
+
+
+def _licences(rows: Dataset) -> list[str]:
+    given = zip(_column(rows, "license"), _column(rows, "licence"), strict=True)
+    return [licence(american or british) for american, british in given]
+
+
+def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
+    """The split of each row, (n,) of text."""
+    split = pd.read_csv(model / "split.csv", dtype=str, keep_default_na=False).set_index("path")
+    sites = yaml.safe_load((model / "recipe.yaml").read_text()).get("sites")
+    found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
+    same = split["pixels"] == found.reindex(split.index)
+    if not same.all():
+        raise InputError(
+            f"{data}: {(~same).sum()} of the {len(split)} images in the model's split.csv are not there as they were, "
+            f"{split.index[~same][0]} for one; give the data that it was trained with"
+        )
+    parts = split["split"].reindex(list(rows["path"])).fillna("").to_numpy(dtype=object)
+    rest, known = parts == "", np.asarray(rows["label"]) != UNLABELLED
+    away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
+    parts[rest & ~known], parts[rest & known & away], parts[rest & known & ~away] = "unlabelled", "external", "left_out"
+    return parts
+
+
+def _numbered(images: pd.DataFrame) -> list[str]:
+    """Groups, with copies joined, as g00001, g00002, ...; in the order of their pixels, which tells of no name."""
+    first = images.groupby("merged")["pixels"].min().sort_values()
+    number = {group: f"g{index:05d}" for index, group in enumerate(first.index, 1)}
+    return [number[group] for group in images["merged"]]
+
+
+def _clean(row: dict) -> dict:
+    content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+    image = load_image(content) if is_dicom(content) else ImageOps.exif_transpose(Picture.open(io.BytesIO(content)))
+    if image.mode not in PLAIN:
+        image = load_image(content)
+    bare, buffer, note = (
+        Picture.frombytes(image.mode, image.size, image.tobytes()),
+        io.BytesIO(),
+        PngImagePlugin.PngInfo(),
+    )
+    if row.get("synthetic") == "yes":
+        note.add_text("Synthetic", "yes")
+    bare.save(buffer, "PNG", pnginfo=note)
+    return row | {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+
+def _counts(rows: Dataset) -> dict[str, int]:
+    feature: ClassLabel = rows.features["label"]
+    labels = np.asarray(rows["label"])
+    counts = {name: int((labels == index).sum()) for index, name in enumerate(feature.names)}
+    return counts | {"unlabelled": int((labels == UNLABELLED).sum()), "groups": len(set(rows["group"]))}

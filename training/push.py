@@ -1,0 +1,192 @@
+"""The verb push: a model folder, its data set and its page as repositories of the Hub.
+
+chest-opacity push models/phantom --repo user/name --dry-run
+chest-opacity push models/phantom --repo user/name --private --tag v1
+chest-opacity push models/default --repo user/name --space user/page --dataset user/data --data FOLDER
+
+Each repository gets one commit, of what has changed; none when nothing has. The token is HF_TOKEN, or what
+`hf auth login` has kept. What was sent before a break is not sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import SpaceCard, constants
+from huggingface_hub.repocard import metadata_load
+
+import space
+from space.errors import InputError
+from training import hub, repositories
+from training.cli import Parser, run
+from training.repositories import Plan, Upload
+
+NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
+PAGE = Path(space.__file__).parent
+
+
+SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
+
+
+def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
+    """A model folder as it is, without what does not belong to one; raises InputError when it is not whole.
+
+    Pictures that show images of the data stay here, unless those are synthetic or `rights` to share them are claimed.
+    """
+    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
+        raise InputError(
+            f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
+        )
+    files = repositories.own_files("model", folder)
+    shown = [] if rights else [name for name in files if _shows_people(name, folder)]
+    return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
+
+
+def space_upload(model: Path, model_repo: str, repo: str, work: Path, dataset: str | None = None) -> Upload:
+    """The page for a model of the Hub; its README.md is written into `work`."""
+    card, told = SpaceCard.load(PAGE / "README.md"), metadata_load(model / "README.md")
+    card.data.title = f"Chest opacity: {model_repo.partition('/')[2]}"
+    card.data.license = told["license"]
+    card.data.models = [model_repo]
+    card.data.datasets = [dataset] if dataset else None
+    card.data.preload_from_hub = [f"{model_repo} config.json,model.safetensors,preprocessor_config.json"]
+    (work / "README.md").write_text(str(card))
+    return Upload("space", repo, repositories.own_files("space", PAGE) | {"README.md": work / "README.md"})
+
+
+def data_upload(model: Path, data: str, repo: str, work: Path, rights: bool) -> Upload:
+    """DATA with the split of a model, as Parquet files and a card in `work`."""
+    from training.publishable import read_publishable, write_data_card, write_publishable  # slow to import
+
+    parts = read_publishable(data, model, rights)
+    with hub.plainly(f"dataset {repo}"):  # a full disk, for one
+        files = write_publishable(parts, work)
+        write_data_card(parts, repo, model, work / "README.md")
+    return Upload("dataset", repo, files | {"README.md": work / "README.md"})
+
+
+def push(
+    uploads: Sequence[Upload],
+    message: str,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Make repositories hold what they are to hold, in this order, and print what is sent.
+
+    private: make those private that are new; revision: commit to this branch; tag: name the commits. A Space is told
+    by its variable MODEL_ID which model to show. Raises InputError before anything is sent when one of the repositories
+    cannot be written to, or holds something else.
+    """
+    if not dry_run:
+        hub.require_token()
+    plans = [_plan(upload, revision, private, dry_run) for upload in uploads]
+    tagged = [plan for plan in plans if tag and plan.upload.kind != "space"]
+    known = {plan.upload: repositories.tags(plan.upload).get(tag) if plan.head else None for plan in tagged}
+    for plan in tagged:
+        if known[plan.upload] and (known[plan.upload] != plan.head or not plan.empty):
+            raise InputError(f"{plan.upload}: the tag {tag} names another commit already; choose another")
+    for plan in plans:
+        print(plan)
+    if dry_run:
+        print("nothing was sent (--dry-run)")
+        return
+    for plan in sorted(plans, key=lambda plan: plan.upload.kind != "space"):  # a Space may have to be paid for
+        repositories.create(plan, revision, private, **_settings(plan.upload))
+    for plan in plans:
+        if plan.upload.kind == "space" and plan.head and not plan.empty:
+            repositories.set_variables(plan.upload, _variables(plan.upload))
+        oid = repositories.commit(plan, message, revision)
+        if plan in tagged and not known[plan.upload]:
+            repositories.add_tag(plan.upload, tag, oid)
+        done = "nothing has changed since" if plan.empty else "now at"
+        print(f"{plan.upload.kind}: {_address(plan.upload)}, {done} commit {oid[:7]}")
+
+
+def _plan(upload: Upload, revision: str | None, private: bool, dry_run: bool) -> Plan:
+    try:
+        return repositories.survey(upload, revision, private)
+    except hub.Unreachable as error:
+        if not dry_run:
+            raise
+        print(f"{error}; this is as if nothing were there:")
+        return repositories.fresh(upload, revision)
+
+
+def _shows_people(name: str, folder: Path) -> bool:
+    if not repositories.matches(name, SHOWING):
+        return False
+    told = [path for path in (folder / "eval").glob("*.json") if name == "report.html" or _tells_of(path, name)]
+    return not all(json.loads(path.read_text()).get("synthetic", True) for path in told)
+
+
+def _tells_of(told: Path, picture: str) -> bool:
+    return told.stem == ("training" if picture.endswith("samples.png") else Path(picture).stem.removesuffix("_gallery"))
+
+
+def _variables(upload: Upload) -> dict[str, str]:
+    return {"MODEL_ID": metadata_load(upload.files["README.md"])["models"][0]}
+
+
+def _settings(upload: Upload) -> dict:
+    if upload.kind != "space":
+        return {}
+    return {"space_sdk": "gradio", "space_variables": [{"key": k, "value": v} for k, v in _variables(upload).items()]}
+
+
+def _address(upload: Upload) -> str:
+    return f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(upload.kind, '')}{upload.repo}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="chest-opacity push", description="Publish a model folder, its data set and its page.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
+    parser.add_argument("--repo", required=True, metavar="user/name", help="the model repository")
+    parser.add_argument("--space", metavar="user/name", help="the page for the model too, as a Space")
+    parser.add_argument("--dataset", metavar="user/name", help="--data too, as a data set with the model's split")
+    parser.add_argument("--data", metavar="DATA", help="what the model was trained with")
+    parser.add_argument("--private", action="store_true", help="make those that are new private")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch, made when it is not there")
+    parser.add_argument("--tag", help="name the commits of the model and the data set")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    parser.add_argument(
+        "--i-have-the-rights",
+        action="store_true",
+        help="share images whose licence is not known, or does not allow it, and pictures that show images of the data",
+    )
+    args = parser.parse_args(argv)
+    if bool(args.dataset) != bool(args.data):
+        raise InputError("--dataset and --data go together: where the data set is to go, and what it is")
+    if args.space and args.revision:
+        raise InputError("--space shows the model's main branch; push to --revision without it")
+    for name in filter(None, (args.repo, args.space, args.dataset)):
+        hub.check_name(name)
+    model = model_upload(args.model, args.repo, args.i_have_the_rights)
+    if not args.dry_run:
+        hub.require_token()
+
+    with tempfile.TemporaryDirectory(prefix="chest-opacity-") as work:
+        uploads = [model]
+        if args.dataset:
+            (data_work := Path(work, "data_set")).mkdir()
+            uploads.insert(0, data_upload(args.model, args.data, args.dataset, data_work, args.i_have_the_rights))
+        if args.space:
+            (page := Path(work, "space")).mkdir()
+            uploads.append(space_upload(args.model, args.repo, args.space, page, args.dataset))
+        push(uploads, f"Push {args.model.resolve().name}", args.private, args.revision, args.tag, args.dry_run)
+    if left := repositories.strange_files("model", args.model):
+        print(f"not part of a model folder, so not sent: {', '.join(left)}")
+    if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
+        print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
+    if not json.loads((args.model / "eval" / "training.json").read_text())["synthetic"]:
+        print("split.csv, recipe.yaml and eval/*.csv name your images, groups and folders as they are called here")
+    if args.space and args.private:
+        print("a Space sees a private model only with a token: give it one that may read, as its secret HF_TOKEN")
+
+
+if __name__ == "__main__":
+    run(main)
