@@ -1,0 +1,116 @@
+"""transformers' Trainer with what a fit here needs besides: order by epoch, mixing, rates by depth, averaging."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from scipy.special import log_softmax, softmax
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+
+from space.errors import InputError
+from training.arguments import TrainingArguments
+from training.averaging import average_weights
+from training.callbacks import EpochTable, LearningCurves, StopOnSignal
+from training.evaluate import load_metric
+from training.examples import EpochSampler
+from training.loss import class_weights, classification_loss, mix
+from training.stages import parameter_groups, recompute_stages
+
+
+class ClassifierTrainer(Trainer):
+    """Trains a classifier of images, or the head of a frozen one on features.
+
+    labels: (train rows,) ints. balance: as in DataArguments. Training stops with InputError when the loss is no number
+    or a checkpoint cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
+    """
+
+    def __init__(self, *, model, args: TrainingArguments, labels: np.ndarray, classes: int, balance: str, **settings):
+        self.labels, self.classes, self.balanced = labels, classes, balance == "sampler"
+        weights = class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes)
+        if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+            recompute_stages(model)
+            args.activation_checkpointing = False
+        super().__init__(
+            model=model,
+            args=args,
+            compute_loss_func=classification_loss(weights, args.label_smoothing_factor),
+            compute_metrics=epoch_metrics(weights),
+            **settings,
+        )
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        for callback in (EpochTable(), LearningCurves(), StopOnSignal(self.accelerator)):
+            self.add_callback(callback)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        multiple = self.args.world_size * self.args.per_device_train_batch_size if self.args.world_size > 1 else 1
+        return EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args, model = self.args, self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            body = args.learning_rate
+            head = body if args.head_learning_rate is None else args.head_learning_rate
+            groups = parameter_groups(
+                model, set(self.get_decay_parameter_names(model)), (body, head), args.layer_decay, args.weight_decay
+            )
+            self.optimizer_cls_and_kwargs = kind, settings | {"params": groups}
+            super().create_optimizer(model)
+            if args.ema_decay:
+                average_weights(self.optimizer, args.ema_decay)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training and (self.args.mixup or self.args.cutmix):
+            inputs["pixel_values"], inputs["labels"] = mix(
+                inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
+            )
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss was {loss.item()} at step {self.state.global_step + 1}, with a learning rate of "
+                f"{self._get_learning_rate():.3g}; lower --learning_rate, or look for broken images with audit"
+            )
+        return loss
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.ema_decay:
+            self.optimizer.eval()  # what is kept are the averaged weights
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"cannot write a checkpoint to {self.args.output_dir}: {reason}; make room there, and the same command "
+                "goes on from the one before"
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
+
+
+def epoch_metrics(weights: torch.Tensor):
+    """Loss, accuracy and AUC over the whole validation part, each image counted once whatever the batches were."""
+    metric, weights = load_metric(), weights.double().numpy()
+
+    def compute(prediction: EvalPrediction) -> dict:
+        logits, truth = prediction.predictions.astype(float), prediction.label_ids
+        given = log_softmax(logits, axis=-1)[np.arange(len(truth)), truth]
+        result = metric.compute(predictions=softmax(logits, axis=-1), references=truth, draws=0)
+        return {
+            "loss": float(-(weights[truth] * given).mean()),
+            "accuracy": result["accuracy"],
+            "roc_auc": result["roc_auc"],
+        }
+
+    return compute
