@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
+from space import mlp_head  # noqa: F401  so that a model with that head loads without its own copy of the code
 from space.errors import InputError
 from space.images import load_image
 from space.saliency import class_activation_maps, linear_head

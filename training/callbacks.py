@@ -19,7 +19,13 @@ class EpochTable(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        if args.disable_tqdm and state.is_world_process_zero:
+            self.training_bar.disable = True
         self._write(state, "".join(f"{column:>14}" for column in self.COLUMNS))
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "eval_loss" in logs:
@@ -70,20 +76,20 @@ class StopOnSignal(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.asked:
-            self._restore()
+            self.restore()
             if state.is_world_process_zero:
                 at = f"step {state.global_step} of {state.max_steps}"
                 print(f"\nstopping after {at}; the same command goes on from there")
             raise KeyboardInterrupt
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+        self.restore()
 
     def _ask(self, _number, _frame) -> None:
         self.asked = True
-        self._restore()
+        self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         while self.before:
             signal.signal(*self.before.popitem())
 

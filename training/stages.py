@@ -102,11 +102,13 @@ def _contexts(stage: nn.Module):
 @contextmanager
 def _still_statistics(stage: nn.Module):
     """The second pass must not count for the statistics of batch norm again."""
-    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm) and module.training]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = not norm.training
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1

@@ -31,13 +31,12 @@ from training.card import write_card
 from training.cli import run
 from training.evaluate import measure, report
 from training.examples import Examples
-from training.features import HeadOnly, extract
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
 from training.samples import save_samples
 from training.split import PARTS, Prepared, prepare
 from training.tables import class_counts
-from training.trainer import ClassifierTrainer
+from training.trainer import make_trainer
 from training.unfinished import last_checkpoint, open_unfinished
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
@@ -72,9 +71,10 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             run = recipe | {"images": images, "processes": training_args.world_size, "mode": training_args.mode}
             open_unfinished(work, run, model_args.overwrite)
     training_args.output_dir = str(work / "checkpoints")
-    trainer = _trainer(model, processor, parts, data_args, model_args, training_args)
+    trainer = make_trainer(model, processor, parts, data_args.balance, model_args, training_args)
     if is_main:
-        save_samples(work / "samples.png", trainer.shown)
+        seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
+        save_samples(work / "samples.png", seen)
     say(
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
         f"process(es), {training_args.mode}"
@@ -98,30 +98,6 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         say(f"\nmodel folder: {final}")
     trainer.accelerator.wait_for_everyone()
     return final
-
-
-def _trainer(model, processor, parts, data_args, model_args, args) -> ClassifierTrainer:
-    """The trainer of a whole network, or of its head on what the frozen base gives; `shown` are its examples."""
-    train = shown = Examples(parts["train"], processor, model_args.augment, args.seed)
-    validation = Examples(parts["validation"], processor)
-    if model_args.augment == "none":
-        args.views = 1
-    if model_args.freeze == "all" and args.cache_features and args.views and not (args.mixup or args.cutmix):
-        train = extract(model, parts["train"], train, args, args.views)
-        validation = extract(model, parts["validation"], validation, args, 1)
-        model = HeadOnly(model)
-    trainer = ClassifierTrainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        labels=np.asarray(parts["train"]["label"]),
-        classes=parts["train"].features["label"].num_classes,
-        balance=data_args.balance,
-        processing_class=processor,
-    )
-    trainer.shown = shown
-    return trainer
 
 
 def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from datasets import Dataset
 from safetensors import SafetensorError
 from scipy.special import log_softmax, softmax
-from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+from sklearn.metrics import roc_auc_score
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+)
 
 from space.errors import InputError
-from training.arguments import TrainingArguments
+from training.arguments import ModelArguments, TrainingArguments
 from training.averaging import average_weights
 from training.callbacks import EpochTable, LearningCurves, StopOnSignal
-from training.evaluate import load_metric
-from training.examples import EpochSampler
+from training.examples import EpochSampler, Examples
+from training.features import HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
 from training.stages import parameter_groups, recompute_stages
 
@@ -41,10 +51,21 @@ class ClassifierTrainer(Trainer):
             **settings,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        for callback in (EpochTable(), LearningCurves(), StopOnSignal(self.accelerator)):
+        self.stop = StopOnSignal(self.accelerator)
+        for callback in (EpochTable(), LearningCurves(), self.stop):
             self.add_callback(callback)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, *args, **settings):
+        threads = torch.get_num_threads()
+        if isinstance(self.model, HeadOnly):
+            torch.set_num_threads(1)  # so small a network is slower on more
+        try:
+            return super().train(*args, **settings)
+        finally:
+            torch.set_num_threads(threads)
+            self.stop.restore()
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -99,18 +120,49 @@ class ClassifierTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
 
 
+def make_trainer(
+    model: PreTrainedModel,
+    processor,
+    parts: Mapping[str, Dataset],
+    balance: str,
+    model_args: ModelArguments,
+    args: TrainingArguments,
+) -> ClassifierTrainer:
+    """The trainer of a whole network or, where a frozen base need be run only once, of its head on what that gave."""
+    train = Examples(parts["train"], processor, model_args.augment, args.seed)
+    validation = Examples(parts["validation"], processor)
+    if model_args.augment == "none":
+        args.views = 1
+    if model_args.freeze == "all" and args.cache_features and args.views and not (args.mixup or args.cutmix):
+        train = extract(model, parts["train"], train, args, args.views)
+        validation = extract(model, parts["validation"], validation, args, 1)
+        model = HeadOnly(model)
+        args.bf16 = args.fp16 = False  # which would only slow down and blur so small a network
+    return ClassifierTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        labels=np.asarray(parts["train"]["label"]),
+        classes=parts["train"].features["label"].num_classes,
+        balance=balance,
+        processing_class=processor,
+    )
+
+
 def epoch_metrics(weights: torch.Tensor):
     """Loss, accuracy and AUC over the whole validation part, each image counted once whatever the batches were."""
-    metric, weights = load_metric(), weights.double().numpy()
+    weights = weights.double().numpy()
 
     def compute(prediction: EvalPrediction) -> dict:
         logits, truth = prediction.predictions.astype(float), prediction.label_ids
         given = log_softmax(logits, axis=-1)[np.arange(len(truth)), truth]
-        result = metric.compute(predictions=softmax(logits, axis=-1), references=truth, draws=0)
+        probabilities = softmax(logits, axis=-1)
+        scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
         return {
             "loss": float(-(weights[truth] * given).mean()),
-            "accuracy": result["accuracy"],
-            "roc_auc": result["roc_auc"],
+            "accuracy": float((logits.argmax(axis=-1) == truth).mean()),
+            "roc_auc": float(roc_auc_score(truth, scores, multi_class="ovr")),
         }
 
     return compute
