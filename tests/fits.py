@@ -27,7 +27,12 @@ def save_base(folder: Path, config: PreTrainedConfig) -> Path:
 
 def make(parts, base, folder, *, balance="none", size=32, freeze="none", augment="none", head="linear", **settings):
     """A trainer and its whole model: one epoch in float32 where nothing else is said."""
-    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "bf16": False, "learning_rate": 1e-2} | settings
+    settings = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 16,
+        "bf16": False,
+        "learning_rate": 1e-2,
+    } | settings
     args = TrainingArguments(output_dir=str(Path(folder) / "checkpoints"), disable_tqdm=True, **settings)
     model_args = ModelArguments(str(base), image_size=size, freeze=freeze, augment=augment, head=head)
     set_seed(args.seed)

@@ -146,7 +146,8 @@ class TrainingArguments(transformers.TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "stays as it is"})
 
     def __post_init__(self):
-        precision, reason = best_precision("cpu" if self.use_cpu else torch.accelerator.current_accelerator().type)
+        found = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "no accelerator"
+        precision, reason = best_precision("cpu" if self.use_cpu else found)
         picked = self.bf16 is None and not self.fp16
         if picked:
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
