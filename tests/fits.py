@@ -14,7 +14,7 @@ from training.trainer import ClassifierTrainer, make_trainer
 from training.unfinished import last_checkpoint
 
 # Group norm: what one image gives does not depend on the others, so that fits can be compared however they are batched.
-GROUP_NORM = BitConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_groups=4, layer_type="bottleneck")
+GROUP_NORM = BitConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_groups=4)
 
 
 def save_base(folder: Path, config: PreTrainedConfig) -> Path:

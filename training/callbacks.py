@@ -31,11 +31,11 @@ class EpochTable(ProgressCallback):
         if logs and "eval_loss" in logs:
             row = epochs(state.log_history)[-1]
             self._write(state, "".join(f"{row[column]:14.4g}" for column in self.COLUMNS))
-            if state.is_world_process_zero:
+            if state.is_world_process_zero and self.training_bar is not None:
                 self.training_bar.set_postfix(loss=f"{row['train_loss']:.3f}", auc=f"{row['val_auc']:.3f}")
 
     def _write(self, state, line: str) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self.training_bar is not None:  # it is closed after the fit
             self.training_bar.write(line)
 
 

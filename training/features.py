@@ -56,7 +56,7 @@ class HeadOnly(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.classifier = head_of(model)
+        self.config, self.classifier = model.config, head_of(model)
 
     def forward(self, features: torch.Tensor) -> ImageClassifierOutput:
         return ImageClassifierOutput(logits=self.classifier(features))
