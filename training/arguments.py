@@ -15,6 +15,7 @@ import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 from space.errors import InputError
 from training.machine import best_precision, best_workers
@@ -204,9 +205,11 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     tokens = [token for key, value in recipe.items() for token in _tokens(key, value)]
     try:
         data_args, model_args, training_args = parser.parse_args_into_dataclasses(tokens + overrides)
+        for reporter in get_reporting_integration_callbacks(training_args.report_to):
+            reporter()  # says when its package is missing
     except InputError:
         raise
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
     _require_processes(training_args.world_size)

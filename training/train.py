@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from hashlib import sha256
 from importlib.metadata import version
@@ -71,6 +72,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             run = recipe | {"images": images, "processes": training_args.world_size, "mode": training_args.mode}
             open_unfinished(work, run, model_args.overwrite)
     training_args.output_dir = str(work / "checkpoints")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(final.parent / "runs" / final.name))  # stays when work goes
     trainer = make_trainer(model, processor, parts, data_args.balance, model_args, training_args)
     if is_main:
         seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
@@ -82,7 +84,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     if training_args.bf16 or training_args.fp16:
         say("(rounded in another way on other machines; --bf16 false trains in float32)")
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-    trainer.model = model  # the whole of it, where the head was trained alone
+    trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, data, _balancing(data, data_args))
     if is_main:
         folder = work / "model"

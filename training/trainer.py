@@ -67,6 +67,16 @@ class ClassifierTrainer(Trainer):
             torch.set_num_threads(threads)
             self.stop.restore()
 
+    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained classifier in one piece: the model itself unless FSDP has spread its weights over processes."""
+        if not self.is_fsdp_enabled:
+            return model
+        weights = self.accelerator.get_state_dict(self.model)  # asked for by all processes, given to the main one
+        gathered = type(model)(model.config)
+        if self.args.process_index == 0:
+            gathered.load_state_dict(weights)
+        return gathered
+
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         multiple = self.args.world_size * self.args.per_device_train_batch_size if self.args.world_size > 1 else 1

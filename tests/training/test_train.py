@@ -144,7 +144,9 @@ def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_phan
         + ["--model_name_or_path", "scratch:bit-50", "--image_size", "64", "--num_train_epochs", "1"]
     )
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["architectures"] == ["BitForImageClassification"]
+    assert config["architectures"] == ["MlpHeadForImageClassification"]
+    assert config["body"]["model_type"] == "bit"
+    assert (tmp_path / "m" / "mlp_head.py").is_file()
     assert "split is by image" in (tmp_path / "m" / "README.md").read_text()
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     assert history["epochs"][0]["learning_rate"] == 1e-4
