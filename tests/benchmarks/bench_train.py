@@ -96,14 +96,14 @@ with tempfile.TemporaryDirectory() as scratch:
     print(f"picked: {mode.mode}")
 
     compare(
-        "frozen fit of 10 epochs, ResNet-18, base run every time / once",
-        lambda: frozen(study, "scratch:resnet-18", 10, folder, cache_features=False),
-        lambda: frozen(study, "scratch:resnet-18", 10, folder),
+        "frozen fit of 5 epochs, ResNet-18, base run every time / once",
+        lambda: frozen(study, "scratch:resnet-18", 5, folder, cache_features=False),
+        lambda: frozen(study, "scratch:resnet-18", 5, folder),
         runs=1,
     )
     for bf16 in sorted({False, mode.bf16}):
         compare(
-            f"frozen fit of 70 epochs, ResNet-50, in the picked mode / one forward pass, {'bf16' if bf16 else 'float32'}",
+            f"frozen fit of 70 epochs, ResNet-50, picked mode / one forward pass, {'bf16' if bf16 else 'float32'}",
             lambda: frozen(study, "scratch:resnet-50", 70, folder),
             lambda bf16=bf16: forward_pass(study, "scratch:resnet-50", bf16),
             runs=3,
