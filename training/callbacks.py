@@ -39,6 +39,16 @@ class EpochTable(ProgressCallback):
             self.training_bar.write(line)
 
 
+class EpochOrder(TrainerCallback):
+    """Tells the sampler the epoch, also where accelerate does not: after a resume within one, on several processes."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
 class LearningCurves(TrainerCallback):
     """learning_curves.png beside the checkpoints, drawn anew after an epoch, though not oftener than every 20 s."""
 
@@ -59,7 +69,10 @@ class LearningCurves(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C and SIGTERM end the fit after the step in hand and a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the fit after the step in hand and a checkpoint; a second one ends it at once.
+
+    Of several processes each is also told by the launcher, so there a second one changes nothing.
+    """
 
     def __init__(self, accelerator):
         self.accelerator, self.asked, self.before = accelerator, False, {}
@@ -87,7 +100,8 @@ class StopOnSignal(TrainerCallback):
 
     def _ask(self, _number, _frame) -> None:
         self.asked = True
-        self.restore()
+        if self.accelerator.num_processes == 1:
+            self.restore()
 
     def restore(self) -> None:
         while self.before:

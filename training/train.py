@@ -129,6 +129,7 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "seed": args.seed,
         "processes": args.world_size,
         "device": args.device.type,
+        "mode": args.mode,
         "versions": {package: version(package) for package in PACKAGES},
     }
 

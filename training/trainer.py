@@ -23,7 +23,7 @@ from transformers import (
 from space.errors import InputError
 from training.arguments import ModelArguments, TrainingArguments
 from training.averaging import average_weights
-from training.callbacks import EpochTable, LearningCurves, StopOnSignal
+from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
 from training.examples import EpochSampler, Examples
 from training.features import HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
@@ -80,7 +80,9 @@ class ClassifierTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         multiple = self.args.world_size * self.args.per_device_train_batch_size if self.args.world_size > 1 else 1
-        return EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple)
+        sampler = EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple)
+        self.add_callback(EpochOrder(sampler))
+        return sampler
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
