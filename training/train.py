@@ -68,8 +68,12 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     work = final.with_name(f".{final.name}.unfinished")
     with training_args.main_process_first(local=False):
         if is_main:
-            images = sha256("".join([*parts["train"]["pixels"], *parts["validation"]["pixels"]]).encode()).hexdigest()
-            run = recipe | {"images": images, "processes": training_args.world_size, "mode": training_args.mode}
+            images = sha256("".join([*parts["train"]["pixels"], *parts["validation"]["pixels"]]).encode())
+            run = recipe | {
+                "images": images.hexdigest()[:12],
+                "processes": training_args.world_size,
+                "mode": training_args.mode,
+            }
             open_unfinished(work, run, model_args.overwrite)
     training_args.output_dir = str(work / "checkpoints")
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(final.parent / "runs" / final.name))  # stays when work goes
@@ -81,7 +85,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
         f"process(es), {training_args.mode}"
     )
-    if training_args.bf16 or training_args.fp16:
+    say(f"to look at meanwhile: {work / 'samples.png'}, {work / 'learning_curves.png'}")
+    if not training_args.mode.startswith("float32"):
         say("(rounded in another way on other machines; --bf16 false trains in float32)")
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
