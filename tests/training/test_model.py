@@ -2,6 +2,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, ConvNextConfig, ResNetConfig, SwinConfig, ViTConfig, pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from space.errors import InputError
 from tests.fits import GROUP_NORM, save_base
@@ -77,13 +78,24 @@ def test_every_family_takes_the_size_of_the_recipe_and_serves_as_a_pipeline(tmp_
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
     classify = pipeline("image-classification", model=str(tmp_path / "model"), trust_remote_code=head == "mlp")
-    if head == "mlp":  # by the code that lies in the folder
-        assert type(classify.model).__module__.startswith("transformers_modules.")
     image = Image.new("RGB", (50, 40), (200, 100, 50))
     with torch.inference_mode():
         logits = model.eval()(pixel_values=processor(image, return_tensors="pt")["pixel_values"]).logits
     expected = dict(zip(["normal", "sick"], logits.softmax(-1)[0].tolist(), strict=True))
     assert {answer["label"]: answer["score"] for answer in classify(image)} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_code_in_the_folder_is_all_that_the_perceptron_needs(tmp_path):
+    """As where this project is not installed, and pipeline() is told trust_remote_code=True."""
+    model, _ = base(str(save_base(tmp_path / "base", FAMILIES["resnet"])), image_size=64, head="mlp")
+    model.eval().save_pretrained(tmp_path / "model")
+    name = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]["AutoModelForImageClassification"]
+    copied = get_class_from_dynamic_module(name, str(tmp_path / "model"))
+    assert copied.__module__.startswith("transformers_modules.")
+    again = copied.from_pretrained(tmp_path / "model").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(again(pixel_values=images).logits, model(pixel_values=images).logits, atol=1e-6)
 
 
 def test_positions_of_a_grid_are_kept_where_the_size_is_and_interpolated_where_not(tmp_path):
