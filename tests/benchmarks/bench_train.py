@@ -32,10 +32,8 @@ logging.disable_progress_bar()
 
 def trainer(parts, base: str, size: int, folder: Path, plain: bool = False, freeze: str = "none", **settings):
     """In the mode that is picked, or (plain) in Trainer's own: float32, images and weights with channels first."""
-    settings |= {"bf16": False} if plain else {}
-    args = TrainingArguments(
-        str(folder), disable_tqdm=True, save_strategy="no", load_best_model_at_end=False, **settings
-    )
+    settings = {"save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True} | settings
+    args = TrainingArguments(str(folder), **settings | ({"bf16": False} if plain else {}))
     set_seed(args.seed)
     model, processor = load_base(ModelArguments(base, image_size=size, freeze=freeze), ["normal", "sick"])
     if plain:
@@ -106,7 +104,7 @@ with tempfile.TemporaryDirectory() as scratch:
             f"frozen fit of 70 epochs, ResNet-50, picked mode / one forward pass, {'bf16' if bf16 else 'float32'}",
             lambda: frozen(study, "scratch:resnet-50", 70, folder),
             lambda bf16=bf16: forward_pass(study, "scratch:resnet-50", bf16),
-            runs=3,
+            runs=2,
         )
     few = {name: rows.select(range(min(48, len(rows)))) for name, rows in parts.items()}
     for base in ("scratch:resnet-18", "scratch:resnet-50"):
