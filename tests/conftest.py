@@ -20,13 +20,17 @@ os.environ |= {
 
 import pytest
 
+from tests.fits import GROUP_NORM, save_base
 from training import train
+from training.arguments import DataArguments
 from training.phantom import write_phantom
+from training.split import prepare
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "training" / "recipes"
 # A network and a fit that are small enough for tests, whatever the recipe.
-SMALL = ["--model_name_or_path", "scratch:resnet-10-thin", "--image_size", "64", "--num_train_epochs", "2"]
+SMALL = ["--model_name_or_path", "scratch:resnet-8-thin", "--image_size", "64", "--num_train_epochs", "2"]
+SMALL += ["--bf16", "false"]  # the same on every machine
 
 
 def pytest_unconfigure():
@@ -50,6 +54,18 @@ def small_phantom(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "data"
     write_phantom(folder, scale=0.125)
     return folder
+
+
+@pytest.fixture(scope="session")
+def parts(small_phantom):
+    """The small phantom's site A, split."""
+    return prepare(DataArguments(str(small_phantom), sites=["A"])).parts
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory) -> Path:
+    """A network of 10,000 weights with group norm, as a local folder."""
+    return save_base(tmp_path_factory.mktemp("bases") / "small", GROUP_NORM)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,10 @@ import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 from space.errors import InputError
+from training.machine import best_precision, best_workers
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -71,9 +73,19 @@ class ModelArguments:
         }
     )
     image_size: int = field(default=224, metadata={"help": "images are scaled to this many pixels a side, uncropped"})
-    freeze: Literal["none", "all"] = field(default="none", metadata={"help": "all: train the head only"})
-    augment: Literal["none", "light"] = field(
-        default="none", metadata={"help": "light: mirroring, small turns, shifts and zooms, gain, contrast and gamma"}
+    head: Literal["linear", "mlp"] = field(
+        default="linear",
+        metadata={"help": "linear: the stock class; mlp: maximum pooling, 16 units with ReLU, its code saved along"},
+    )
+    freeze: str = field(
+        default="none", metadata={"help": "none; all: train the head only; or 2: freeze the stem and two stages"}
+    )
+    augment: Literal["none", "light", "ultrasound", "xray"] = field(
+        default="none",
+        metadata={
+            "help": "light: mirroring, small turns, shifts and zooms, gain and gamma; ultrasound and xray: also what "
+            "other machines and rooms do to an image"
+        },
     )
     calibrate: Literal["temperature", "vector", "none"] = field(
         default="temperature",
@@ -91,7 +103,11 @@ class ModelArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' own; output_dir is the model folder to make. Only what every recipe wants otherwise is here."""
+    """transformers' own; output_dir is the model folder to make.
+
+    Here is what every recipe wants otherwise, and what transformers lacks. bf16 and the number of workers that decode
+    are picked for the machine where they are not given.
+    """
 
     output_dir: str = field(default="models/new", metadata={"help": "the model folder to make"})
     eval_strategy: str = field(default="epoch", metadata={"help": "when to measure on the validation part"})
@@ -100,7 +116,7 @@ class TrainingArguments(transformers.TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "how many checkpoints stay, besides the best"})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
     metric_for_best_model: str | None = field(
-        default="loss", metadata={"help": "what is best on validation: loss, auc"}
+        default="loss", metadata={"help": "what is best on validation: loss, roc_auc or accuracy"}
     )
     use_cpu: bool = field(
         default=not torch.accelerator.is_available(),
@@ -109,8 +125,56 @@ class TrainingArguments(transformers.TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "several processes: search each step"}
     )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "train in bf16; by default where the machine is fast at it"}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that decode; by default what the cores allow"}
+    )
+    cache_features: bool = field(
+        default=True, metadata={"help": "with freeze: all, run the base once and train the head on what it gave"}
+    )
+    views: int = field(
+        default=0, metadata={"help": "how many augmented views of an image there are; 0: a new one in every epoch"}
+    )
+    head_learning_rate: float | None = field(default=None, metadata={"help": "of the head; by default as the body"})
+    layer_decay: float = field(default=1.0, metadata={"help": "each stage learns by this factor slower than the next"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop when the best metric has not improved for so many evaluations"}
+    )
+    mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none"})
+    cutmix: float = field(default=0.0, metadata={"help": "alpha of cutmix; 0: none; with mixup, one of both a batch"})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "measure and keep weights averaged by this decay a step, such as 0.99; 0: none"}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "stays false: a loss that is no number stops"}
+    )
     disable_tqdm: bool | None = field(default=False, metadata={"help": "leave out the progress bars"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "stays false: images are decoded on access"})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "stays as it is"})
+
+    def __post_init__(self):
+        found = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "no accelerator"
+        precision, reason = best_precision("cpu" if self.use_cpu else found)
+        picked = self.bf16 is None and not self.fp16
+        if picked:
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        self.bf16 = bool(self.bf16)
+        workers, self.dataloader_num_workers = self.dataloader_num_workers, self.dataloader_num_workers or 0
+        super().__post_init__()
+        if workers is None:
+            self.dataloader_num_workers = best_workers(self.device.type, self.local_world_size)
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        used = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
+        self.mode = (
+            f"{used} ({reason if picked else 'as asked for'}), channels_last, {self.dataloader_num_workers} workers"
+        )
+
+    @property
+    def local_world_size(self) -> int:
+        """How many processes train on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
 
 
 class RecipeParser(HfArgumentParser):
@@ -149,24 +213,37 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     tokens = [token for key, value in recipe.items() for token in _tokens(key, value)]
     try:
         data_args, model_args, training_args = parser.parse_args_into_dataclasses(tokens + overrides)
+        for reporter in get_reporting_integration_callbacks(training_args.report_to):
+            reporter()  # says when its package is missing
     except InputError:
         raise
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if training_args.world_size != asked:
-        raise InputError(f"{asked} processes were launched but {training_args.world_size} would train; see --use_cpu")
+    _require_processes(training_args.world_size)
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model
     return data_args, model_args, training_args, in_force | {key: used[key] for key in given if key in used}
 
 
+def _require_processes(found: int) -> None:
+    """Raise InputError when fewer processes would train than were asked for."""
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != asked:
+        raise InputError(f"{asked} processes were launched but {found} would train; see --use_cpu")
+    # accelerate names a port for several processes, and then, on a processor, starts a single one without a word.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "several processes were asked for but accelerate started one; give it --config_file "
+            f"{RECIPES / 'accelerate' / 'cpu.yaml'}, or --multi_gpu instead of --cpu"
+        )
+
+
 def _read_yaml(file: Path) -> dict:
     if not file.is_file():
         raise InputError(
-            f"{file}: no such recipe; {RECIPES} holds {', '.join(sorted(p.name for p in RECIPES.iterdir()))}"
+            f"{file}: no such recipe; {RECIPES} holds {', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))}"
         )
     try:
         recipe = yaml.safe_load(file.read_text()) or {}

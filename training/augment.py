@@ -1,6 +1,7 @@
 """Changes that leave the diagnosis as it is, on PIL images; none turns a picture upside down.
 
-Each function takes an RGB image and a random generator and returns an RGB image of the same size.
+Each function takes an RGB image and a random generator and returns an RGB image of the same size. What a change does to
+the anatomy, the exposure or the marks is what other people, machines and rooms would have done.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Left and right swapped, every other time."""
+    """Left and right swapped, every other time; not for X-rays, which show on which side the heart is."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
@@ -37,7 +38,102 @@ def expose(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.point(table.tolist() * len(image.getbands()))
 
 
-AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {"none": (), "light": (mirror, move, expose)}
+def time_gain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Time-gain compensation set otherwise: a smooth factor of 0.7 to 1.4 that changes with depth."""
+    sliders = rng.uniform(0.7, 1.4, 5)
+    rows = np.interp(np.linspace(0, 4, image.height), np.arange(5), sliders)
+    return _scaled(image, rows[:, None, None])
+
+
+def speckle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another draw of speckle: multiplicative noise, grains of 1 to 3 pixels, up to 20 % strong."""
+    grain = rng.integers(1, 4)
+    noise = rng.standard_normal((image.height // grain + 1, image.width // grain + 1)).astype(np.float32)
+    noise = np.asarray(Image.fromarray(noise).resize(image.size, Image.Resampling.BILINEAR))
+    return _scaled(image, 1 + rng.uniform(0, 0.2) * noise[..., None])
+
+
+def grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The noise of a lower dose: additive, up to 4 % of the range."""
+    noise = rng.standard_normal((image.height, image.width, 1)).astype(np.float32) * rng.uniform(0, 0.04) * 255
+    return Image.fromarray((np.asarray(image, np.float32) + noise).clip(0, 255).round().astype(np.uint8))
+
+
+def blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Out of focus, every third time: Gaussian, up to 1.5 pixels."""
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5))) if rng.random() < 1 / 3 else image
+
+
+def coarsen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A smaller copy blown up again, every third time: down to 40 % of the resolution."""
+    if rng.random() >= 1 / 3:
+        return image
+    share = rng.uniform(0.4, 0.9)
+    small = image.resize((max(1, round(image.width * share)), max(1, round(image.height * share))))
+    return small.resize(image.size, Image.Resampling.BILINEAR)
+
+
+def mark(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Text and a measuring scale burned in near the border, every other time, as machines do."""
+    if rng.random() >= 0.5:
+        return image
+    image = image.copy()
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    letters = "".join(rng.choice(list("ABDEHLMPRST0123456789:. "), rng.integers(2, 12)))
+    shade = (int(rng.integers(120, 256)),) * 3
+    at = (rng.uniform(0.01, 0.7) * width, rng.choice([rng.uniform(0.0, 0.08), rng.uniform(0.88, 0.95)]) * height)
+    draw.text(at, letters, fill=shade, font_size=max(6, int(height * rng.uniform(0.03, 0.06))))
+    if rng.random() < 0.5:
+        x, steps = rng.choice([0.02, 0.98]) * width, int(rng.integers(5, 15))
+        for y in np.linspace(0.1, 0.9, steps) * height:
+            draw.line((x - width * 0.01, y, x + width * 0.01, y), fill=shade)
+    return image
+
+
+def sector(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A narrower sector or other margins, every other time: the sides go dark along slanted or upright lines."""
+    if rng.random() >= 0.5:
+        return image
+    width, height = image.size
+    top, bottom = rng.uniform(0, 0.15, 2) * width
+    black = Image.new("RGB", image.size)
+    shown = Image.new("L", image.size)
+    corners = [(top, 0), (width - top, 0), (width - bottom, height), (bottom, height)]
+    ImageDraw.Draw(shown).polygon(corners, fill=255)
+    return Image.composite(image, black, shown)
+
+
+def collimate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Other collimation, every other time: borders of up to 6 % of a side go dark."""
+    if rng.random() >= 0.5:
+        return image
+    width, height = image.size
+    left, top, right, bottom = rng.uniform(0, 0.06, 4) * (width, height, width, height)
+    box = (int(left), int(top), width - int(right), height - int(bottom))
+    framed = Image.new("RGB", image.size)
+    framed.paste(image.crop(box), box[:2])
+    return framed
+
+
+def erase(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """One rectangle of 2 to 10 % of the area grey, every fourth time (Zhong et al., Random erasing, AAAI 2020)."""
+    if rng.random() >= 0.25:
+        return image
+    area, ratio = rng.uniform(0.02, 0.1), math.exp(rng.uniform(-0.7, 0.7))
+    width = min(image.width, round(math.sqrt(area * ratio) * image.width))
+    height = min(image.height, round(math.sqrt(area / ratio) * image.height))
+    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    image = image.copy()
+    image.paste((int(rng.integers(0, 128)),) * 3, (int(left), int(top), int(left) + width, int(top) + height))
+    return image
+
+
+AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
+    "none": (),
+    "light": (mirror, move, expose),
+    "ultrasound": (mirror, move, expose, time_gain, speckle, coarsen, blur, sector, mark, erase),
+    "xray": (move, expose, grain, coarsen, blur, collimate, mark, erase),
+}
 
 
 def augment(image: Image.Image, name: str, rng: np.random.Generator) -> Image.Image:
@@ -45,3 +141,7 @@ def augment(image: Image.Image, name: str, rng: np.random.Generator) -> Image.Im
     for change in AUGMENTATIONS[name]:
         image = change(image, rng)
     return image
+
+
+def _scaled(image: Image.Image, factor: np.ndarray) -> Image.Image:
+    return Image.fromarray((np.asarray(image, np.float32) * factor).clip(0, 255).round().astype(np.uint8))

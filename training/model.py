@@ -1,34 +1,37 @@
-"""The network to train and the image processor that goes with it: stock classes only, so that pipeline() loads them."""
+"""The network to train and the image processor that goes with it: stock classes where pipeline() must load it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BitConfig,
+    ConvNextConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
+    SwinConfig,
+    ViTConfig,
     ViTImageProcessorPil,
 )
 from transformers.utils import logging
 
 from space.errors import InputError
+from space.mlp_head import MlpHeadConfig, MlpHeadForImageClassification
 from training.arguments import ModelArguments
+from training.stages import freeze
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BASIC, DEEP = [64, 128, 256, 512], [256, 512, 1024, 2048]
 
-# He et al., Deep residual learning for image recognition, CVPR 2016, table 1; BiT: Kolesnikov et al., ECCV 2020.
+# He et al., Deep residual learning for image recognition, CVPR 2016, table 1; BiT: Kolesnikov et al., ECCV 2020;
+# ConvNeXT: Liu et al., CVPR 2022; ViT: Touvron et al., DeiT, ICML 2021, table 1; Swin: Liu et al., ICCV 2021.
 SCRATCH: dict[str, PreTrainedConfig] = {
-    "resnet-10-thin": ResNetConfig(
-        layer_type="basic", depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 128, 256], embedding_size=32
-    ),
+    "resnet-8-thin": ResNetConfig(layer_type="basic", depths=[1, 1, 1], hidden_sizes=[32, 64, 128], embedding_size=32),
     "resnet-18": ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=BASIC),
     "resnet-34": ResNetConfig(layer_type="basic", depths=[3, 4, 6, 3], hidden_sizes=BASIC),
     "resnet-50": ResNetConfig(depths=[3, 4, 6, 3], hidden_sizes=DEEP),
@@ -36,6 +39,10 @@ SCRATCH: dict[str, PreTrainedConfig] = {
     "resnet-152": ResNetConfig(depths=[3, 8, 36, 3], hidden_sizes=DEEP),
     "bit-50": BitConfig(depths=[3, 4, 6, 3], hidden_sizes=DEEP, global_padding="same"),
     "bit-101": BitConfig(depths=[3, 4, 23, 3], hidden_sizes=DEEP, global_padding="same"),
+    "convnext-tiny": ConvNextConfig(depths=[3, 3, 9, 3], hidden_sizes=[96, 192, 384, 768]),
+    "vit-tiny": ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768),
+    "vit-base": ViTConfig(),
+    "swin-tiny": SwinConfig(),
 }
 
 
@@ -46,36 +53,73 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
     border, where effusions and consolidations lie, is cut off, as a centre crop would do. Mean, deviation and
     resampling are the base's. Raises InputError when the base cannot be had.
     """
-    name = args.model_name_or_path
+    name, size = args.model_name_or_path, args.image_size
     head = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
     processor = ViTImageProcessorPil(
-        size={"height": args.image_size, "width": args.image_size}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
+        size={"height": size, "width": size}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
     )
     if name.startswith("scratch:"):
-        model = AutoModelForImageClassification.from_config(_scratch_config(name.removeprefix("scratch:"), head))
+        config = _scratch_config(name.removeprefix("scratch:"), head)
+        if hasattr(config, "image_size"):
+            config.image_size = size
+        _require_stride(name, config, size)
+        model = AutoModelForImageClassification.from_config(config)
     else:
         model = _pretrained(name, head)
-        for setting in ("image_mean", "image_std", "resample"):
-            if (value := _processor_settings(name).get(setting)) is not None:
-                setattr(processor, setting, value)
-    if args.freeze == "all":
-        freeze(model)
+        for setting, value in _processor_settings(name, model.config).items():
+            setattr(processor, setting, value)
+        _require_stride(name, model.config, size)
+        if getattr(model.config, "image_size", size) != size:
+            model = _resized(model, size)
+    if args.head == "mlp":
+        model = _with_mlp_head(model, head)
+    _require_size(name, model, size)
+    freeze(model, args.freeze)
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions
 
 
-def freeze(model: PreTrainedModel) -> None:
-    """Train the head only: the body gets no gradient, and its batch norm keeps the statistics it came with."""
-    body = model.base_model
-    body.requires_grad_(False)
+def _with_mlp_head(stock: PreTrainedModel, head: dict) -> PreTrainedModel:
+    model = MlpHeadForImageClassification(MlpHeadConfig(body=stock.config.to_dict(), **head))
+    model.body.load_state_dict(stock.base_model.state_dict(), strict=False)  # ViT's has a pooler that is not used here
+    return model
 
-    def put_back(module: nn.Module, _inputs) -> None:  # for Trainer calls model.train() before every step
-        module.eval()
 
-    body.register_forward_pre_hook(put_back)
+def _resized(model: PreTrainedModel, size: int) -> PreTrainedModel:
+    """The same weights for images of another size; position embeddings of a grid are interpolated."""
+    weights = model.state_dict()
+    embeddings = model.base_model.embeddings
+    key = f"{model.base_model_prefix}.embeddings.position_embeddings"
+    if key in weights:
+        tokens = torch.empty(1, 1 + (size // embeddings.patch_size) ** 2, weights[key].shape[2])
+        with torch.inference_mode():
+            weights[key] = embeddings.interpolate_pos_encoding(tokens, size, size)
+    model.config.image_size = size
+    resized = type(model)(model.config)
+    resized.load_state_dict(weights)
+    return resized
+
+
+def _require_stride(name: str, config: PreTrainedConfig, size: int) -> None:
+    stages = len(getattr(config, "depths", None) or [None])
+    stride = (getattr(config, "patch_size", None) or 4) * 2 ** (stages - 1)  # 4: the stem of ResNet and BiT
+    if stages == 1 and not hasattr(config, "patch_size"):
+        return  # an architecture of timm, which says nothing of its stride
+    if size < stride:
+        raise InputError(f"--image_size {size}: expected at least {stride}, the stride of {name}")
+
+
+def _require_size(name: str, model: PreTrainedModel, size: int) -> None:
+    """One look at a blank image tells whether the network takes images of this size."""
+    try:
+        with torch.inference_mode():
+            model.eval()(pixel_values=torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--image_size {size}: {name} takes no images of that size ({reason})") from None
 
 
 def _scratch_config(name: str, head: dict) -> PreTrainedConfig:
@@ -92,7 +136,7 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         model, loaded = AutoModelForImageClassification.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         where = "that folder" if Path(name).is_dir() else "the Hub (or its cache) under that name"
         raise InputError(
             f"base {name}: found no image classifier in {where}; give a Hub id that can be reached, a local folder, "
@@ -109,11 +153,17 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
     return model
 
 
-def _processor_settings(name: str) -> dict:
+def _processor_settings(name: str, config: PreTrainedConfig) -> dict:
+    """Mean, deviation and resampling that the base was trained with."""
+    timm = getattr(config, "pretrained_cfg", None)
+    if timm:
+        return {"image_mean": timm["mean"], "image_std": timm["std"]}
     try:
-        return AutoImageProcessor.from_pretrained(name).to_dict()
+        settings = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError) as error:
         raise InputError(
             f"base {name}: it has no image processor (preprocessor_config.json), so its mean and deviation are unknown "
             f"({str(error).strip().splitlines()[0]})"
         ) from None
+    wanted = ("image_mean", "image_std", "resample")
+    return {setting: settings[setting] for setting in wanted if settings.get(setting) is not None}

@@ -136,21 +136,6 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
     return figure
 
 
-def learning_curves(epochs: Sequence[dict]) -> Figure:
-    """Loss and AUC over the epochs of a fit (eval/training.json)."""
-    figure, (left, right) = _panels(2)
-    steps = [row["epoch"] for row in epochs]
-    left.plot(steps, [row["train_loss"] for row in epochs], "o-", color=BLUE, markersize=3, label="train")
-    left.plot(steps, [row["val_loss"] for row in epochs], "s--", color=ORANGE, markersize=3, label="validation")
-    left.set(title="loss", xlabel="epoch")
-    left.legend()
-    right.plot(steps, [row["val_auc"] for row in epochs], "s--", color=ORANGE, markersize=3, label="AUC")
-    right.plot(steps, [row["val_accuracy"] for row in epochs], "^:", color=GREY, markersize=3, label="accuracy")
-    right.set(title="validation part", xlabel="epoch")
-    right.legend()
-    return figure
-
-
 def comparison(evaluations: Sequence[dict]) -> Figure:
     """Home and away side by side: the chief figures of all evaluations with their intervals."""
     figure = Figure(figsize=(2 * PANEL, PANEL), layout="constrained")

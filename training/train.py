@@ -9,42 +9,42 @@ A run that was stopped goes on from its last checkpoint when the same command is
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 from collections import Counter
-from contextlib import suppress
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
-from datasets import Dataset, Image, concatenate_datasets
-from scipy.special import softmax
-from torch.nn.functional import cross_entropy
-from torch.utils.data import WeightedRandomSampler
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, set_seed
+from datasets import Dataset, concatenate_datasets
+from transformers import Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
 from space.errors import InputError
-from space.images import load_image
-from training import plots
 from training.arguments import DataArguments, ModelArguments, TrainingArguments, read_recipe
 from training.audit_page import brief
-from training.augment import augment
+from training.callbacks import epochs
 from training.card import write_card
 from training.checkpoints import HubSaves, fetch_start
 from training.cli import run
 from training.evaluate import report
-from training.measure import load_metric, measure
+from training.examples import Examples
+from training.measure import measure
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
 from training.report import write_report
+from training.samples import save_samples
 from training.settle import settle
 from training.split import PARTS, Prepared, prepare
 from training.tables import class_counts
 from training.threshold import check_rule
+from training.trainer import make_trainer
+from training.unfinished import last_checkpoint, open_unfinished
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
@@ -75,34 +75,40 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     set_seed(training_args.seed)
     model, processor = load_base(model_args, data.home.features["label"].names)
     work = final.with_name(f".{final.name}.unfinished")
-    if is_main:
-        _prepare(work, recipe)
+    with training_args.main_process_first(local=False):
+        if is_main:
+            images = sha256("".join([*parts["train"]["pixels"], *parts["validation"]["pixels"]]).encode())
+            run = recipe | {
+                "images": images.hexdigest()[:12],
+                "processes": training_args.world_size,
+                "mode": training_args.mode,
+            }
+            open_unfinished(work, run, model_args.overwrite)
     training_args.output_dir = str(work / "checkpoints")
     with training_args.main_process_first(local=False):
         if is_main:
             fetch_start(work / "checkpoints", training_args, saves)
-    trainer = BalancedTrainer(
-        balance=data_args.balance,
-        model=model,
-        args=training_args,
-        train_dataset=_decoded(parts["train"], processor, model_args.augment),
-        eval_dataset=_decoded(parts["validation"], processor, "none"),
-        processing_class=processor,
-        compute_loss_func=_loss(parts["train"], data_args.balance, training_args),
-        compute_metrics=_epoch_metrics(),
-    )
-    trainer.remove_callback(PrinterCallback if training_args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(EpochTable())
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(final.parent / "runs" / final.name))  # stays when work goes
+    trainer = make_trainer(model, processor, parts, data_args.balance, model_args, training_args)
+    if is_main:
+        seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
+        save_samples(work / "samples.png", seen)
     if saves:
         trainer.add_callback(saves)
-    where = f"{training_args.device.type}, {training_args.world_size} process(es)"
-    say(f"training {model_args.model_name_or_path} on {where}")
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work / "checkpoints"))
+    say(
+        f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
+        f"process(es), {training_args.mode}"
+    )
+    say(f"to look at meanwhile: {work / 'samples.png'}, {work / 'learning_curves.png'}")
+    if not training_args.mode.startswith("float32"):
+        say("(rounded in another way on other machines; --bf16 false trains in float32)")
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, data, _balancing(data, data_args))
     if is_main:
         folder = work / "model"
         _save(folder, trainer, data, recipe, history)
-        plots.save(folder / "eval" / "learning_curves.png", plots.learning_curves(history["epochs"]))
+        _keep_seen(work, folder, trainer.state)
         say("\n" + "\n".join(settle(folder, parts["train"], parts["validation"], rule, model_args.calibrate)))
         for name in EVALUATED:
             if name in parts:
@@ -117,127 +123,6 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             saves.push(final)
     trainer.accelerator.wait_for_everyone()
     return final
-
-
-class BalancedTrainer(Trainer):
-    """transformers' Trainer that can draw the classes of the train part equally often (balance: sampler)."""
-
-    def __init__(self, balance: str, **settings):
-        super().__init__(**settings)
-        self.balance = balance
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self.balance != "sampler":
-            return super()._get_train_sampler(train_dataset)
-        labels = np.asarray((train_dataset or self.train_dataset).with_format(None)["label"])
-        generator = torch.Generator()
-        generator.manual_seed(self.args.seed if self.args.data_seed is None else self.args.data_seed)
-        return WeightedRandomSampler(1 / np.bincount(labels)[labels], len(labels), generator=generator)
-
-
-class EpochTable(ProgressCallback):
-    """transformers' progress bar, with a table of the epochs in place of its logged dictionaries."""
-
-    COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "val_auc", "learning_rate")
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        self._write(state, "".join(f"{column:>14}" for column in self.COLUMNS))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "eval_loss" in logs:
-            row = epochs(state.log_history)[-1]
-            self._write(state, "".join(f"{row[column]:14.4g}" for column in self.COLUMNS))
-
-    def _write(self, state, line: str) -> None:
-        if state.is_world_process_zero:
-            self.training_bar.write(line)
-
-
-def epochs(log_history: list[dict]) -> list[dict]:
-    """Trainer's log as one row for each time it measured on the validation part."""
-    rows, trained = [], {}
-    for entry in log_history:
-        if "loss" in entry:
-            trained = entry
-        if "eval_loss" in entry:
-            rows.append(
-                {
-                    "epoch": round(entry["epoch"], 2),
-                    "step": entry["step"],
-                    "train_loss": trained.get("loss", float("nan")),
-                    "val_loss": entry["eval_loss"],
-                    "val_accuracy": entry["eval_accuracy"],
-                    "val_auc": entry["eval_roc_auc"],
-                    "learning_rate": trained.get("learning_rate", float("nan")),
-                }
-            )
-    return rows
-
-
-def _decoded(rows: Dataset, processor, augmentation: str) -> Dataset:
-    """The rows as tensors, decoded and augmented on access; the chances come from torch's seeded generator."""
-
-    def transform(batch: dict) -> dict:
-        images = [load_image(image) for image in batch["image"]]
-        if augmentation != "none":
-            rng = np.random.default_rng(torch.randint(2**62, (1,)).item())
-            images = [augment(image, augmentation, rng) for image in images]
-        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
-
-    return rows.cast_column("image", Image(decode=False)).with_transform(transform)
-
-
-def _loss(rows: Dataset, balance: str, args: TrainingArguments):
-    """Cross-entropy for Trainer's compute_loss_func; with class_weight the rarer class weighs as much as the other."""
-    counts = np.bincount(rows["label"], minlength=rows.features["label"].num_classes)
-    weights = torch.ones(len(counts))
-    if balance == "class_weight":
-        weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
-
-    def loss(outputs, labels, num_items_in_batch=None):
-        # The sum over all images of a step, on all processes and accumulated, divided by their number.
-        total = cross_entropy(
-            outputs.logits,
-            labels,
-            weight=weights.to(labels.device),
-            reduction="sum",
-            label_smoothing=args.label_smoothing_factor,
-        )
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-    return loss
-
-
-def _epoch_metrics():
-    metric = load_metric()
-
-    def compute(prediction: EvalPrediction) -> dict:
-        probabilities = softmax(prediction.predictions.astype(float), axis=-1)
-        result = metric.compute(predictions=probabilities, references=prediction.label_ids, draws=0)
-        return {"accuracy": result["accuracy"], "roc_auc": result["roc_auc"]}
-
-    return compute
-
-
-def _prepare(work: Path, recipe: dict) -> None:
-    """Keep what an interrupted run of this very recipe left, and nothing else."""
-    text = yaml.safe_dump(recipe, sort_keys=False)
-    kept = work / "recipe.yaml"
-    if not kept.is_file() or kept.read_text() != text:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    kept.write_text(text)
-    shutil.rmtree(work / "model", ignore_errors=True)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole; trainer_state.json is what Trainer writes last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        with suppress(OSError, ValueError):
-            json.loads((checkpoint / "trainer_state.json").read_text())
-            return str(checkpoint)
-    return None
 
 
 def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:
@@ -269,6 +154,7 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "seed": args.seed,
         "processes": args.world_size,
         "device": args.device.type,
+        "mode": args.mode,
         "versions": {package: version(package) for package in PACKAGES},
     }
 
@@ -294,8 +180,17 @@ def _save(folder: Path, trainer: Trainer, data: Prepared, recipe: dict, history:
         (folder / "eval" / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
+def _keep_seen(work: Path, folder: Path, state: TrainerState) -> None:
+    """Move what was to be seen during the fit into the model folder."""
+    for name in ("samples.png", "learning_curves.png"):
+        shutil.move(work / name, folder / "eval" / name)
+    best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name  # the checkpoint itself is gone soon
+    dataclasses.replace(state, best_model_checkpoint=best).save_to_json(str(folder / "trainer_state.json"))
+
+
 def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of writing a few megabytes
     train(*read_recipe(argv))
 
 

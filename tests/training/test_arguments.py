@@ -57,6 +57,7 @@ def test_the_study_is_what_was_published():
         ("lerning_rate: 1\n", [], "unknown key lerning_rate; did you mean learning_rate?"),
         ("", ["--lerning_rate", "1"], "command line: unknown key lerning_rate; did you mean learning_rate?"),
         ("learning_rate: fast\n", [], "invalid float value: 'fast'"),
+        ("report_to: nonsense\n", ["--data", "x", "--model_name_or_path", "y"], "nonsense is not supported"),
         ("balance: smote\n", [], "argument --balance: invalid choice: 'smote'"),
         ("", [], "the following arguments are required: --data"),
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),

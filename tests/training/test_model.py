@@ -1,8 +1,13 @@
+import json
+
 import pytest
 import torch
-from transformers import BitForImageClassification, ResNetForImageClassification
+from PIL import Image
+from transformers import BertConfig, BertModel, ConvNextConfig, ResNetConfig, SwinConfig, ViTConfig, pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from space.errors import InputError
+from tests.fits import GROUP_NORM, save_base
 from training.arguments import ModelArguments
 from training.model import SCRATCH, load_base
 
@@ -14,7 +19,8 @@ def base(name, **settings):
 @pytest.mark.parametrize("name", SCRATCH)
 def test_every_random_start_is_a_stock_class_with_the_labels(name):
     model, _ = base(f"scratch:{name}")
-    assert type(model) is (BitForImageClassification if name.startswith("bit") else ResNetForImageClassification)
+    families = {"resnet": "ResNet", "bit": "Bit", "convnext": "ConvNext", "vit": "ViT", "swin": "Swin"}
+    assert type(model).__name__ == f"{families[name.split('-')[0]]}ForImageClassification"
     assert model.config.id2label == {0: "normal", 1: "sick"}
     assert model.config.label2id == {"normal": 0, "sick": 1}
 
@@ -29,8 +35,6 @@ def test_sizes_are_those_of_the_papers():
 
 
 def test_the_processor_keeps_the_whole_image(tmp_path):
-    from PIL import Image
-
     _, processor = base("scratch:resnet-18", image_size=32)
     image = Image.new("RGB", (90, 60))
     image.putpixel((0, 0), (255, 255, 255))
@@ -41,7 +45,7 @@ def test_the_processor_keeps_the_whole_image(tmp_path):
 
 
 def test_a_local_folder_gives_body_mean_and_deviation_but_a_head_of_its_own(tmp_path):
-    model, processor = load_base(ModelArguments("scratch:resnet-10-thin"), ["a", "b", "c"])
+    model, processor = load_base(ModelArguments("scratch:resnet-8-thin"), ["a", "b", "c"])
     processor.image_mean = [0.1, 0.2, 0.3]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -52,8 +56,86 @@ def test_a_local_folder_gives_body_mean_and_deviation_but_a_head_of_its_own(tmp_
         assert torch.equal(one, two)
 
 
+TINY = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+FAMILIES = {
+    "resnet": ResNetConfig(**TINY, embedding_size=8, layer_type="basic"),
+    "bit": GROUP_NORM,
+    "convnext": ConvNextConfig(**TINY),
+    "vit": ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16
+    ),
+    "swin": SwinConfig(image_size=64, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4),
+}
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_the_size_of_the_recipe_and_serves_as_a_pipeline(tmp_path, family, head):
+    folder = save_base(tmp_path / "base", FAMILIES[family])
+    model, processor = base(str(folder), image_size=96, freeze="all", head=head)
+    assert processor.size == {"height": 96, "width": 96}
+    assert tuple(processor.image_mean) == (0.5, 0.5, 0.5)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    classify = pipeline("image-classification", model=str(tmp_path / "model"), trust_remote_code=head == "mlp")
+    image = Image.new("RGB", (50, 40), (200, 100, 50))
+    with torch.inference_mode():
+        logits = model.eval()(pixel_values=processor(image, return_tensors="pt")["pixel_values"]).logits
+    expected = dict(zip(["normal", "sick"], logits.softmax(-1)[0].tolist(), strict=True))
+    assert {answer["label"]: answer["score"] for answer in classify(image)} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_code_in_the_folder_is_all_that_the_perceptron_needs(tmp_path):
+    """As where this project is not installed, and pipeline() is told trust_remote_code=True."""
+    model, _ = base(str(save_base(tmp_path / "base", FAMILIES["resnet"])), image_size=64, head="mlp")
+    model.eval().save_pretrained(tmp_path / "model")
+    name = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]["AutoModelForImageClassification"]
+    copied = get_class_from_dynamic_module(name, str(tmp_path / "model"))
+    assert copied.__module__.startswith("transformers_modules.")
+    again = copied.from_pretrained(tmp_path / "model").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(again(pixel_values=images).logits, model(pixel_values=images).logits, atol=1e-6)
+
+
+def test_positions_of_a_grid_are_kept_where_the_size_is_and_interpolated_where_not(tmp_path):
+    folder = save_base(tmp_path, FAMILIES["vit"])
+    grids = [base(str(folder), image_size=size)[0].vit.embeddings.position_embeddings for size in (64, 96)]
+    assert [grid.shape[1] for grid in grids] == [1 + 16, 1 + 36]
+    assert torch.equal(grids[0][0, 0], grids[1][0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("scratch:resnet-18", 31, "--image_size 31: expected at least 32, the stride of scratch:resnet-18"),
+        ("scratch:vit-tiny", 15, "expected at least 16"),
+        ("scratch:swin-tiny", 30, "expected at least 32"),
+    ],
+)
+def test_a_size_below_the_stride_is_refused(name, size, message):
+    with pytest.raises(InputError, match=message):
+        base(name, image_size=size)
+
+
+def test_a_base_that_is_no_image_classifier_is_refused_in_one_line(tmp_path):
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    ).save_pretrained(tmp_path / "words")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "config.json").write_text(
+        '{"architecture": "resnet18", "num_classes": 2, "model_type": "timm_wrapper"}'
+    )
+    for name in ("words", "timm"):
+        with pytest.raises(InputError, match=f"base .*{name}: found no image classifier in that folder") as refusal:
+            base(str(tmp_path / name))
+        assert "\n" not in str(refusal.value)
+
+
 def test_a_frozen_body_keeps_weights_and_statistics():
-    model, _ = base("scratch:resnet-10-thin", freeze="all")
+    model, _ = base("scratch:resnet-8-thin", freeze="all")
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -73,7 +155,7 @@ def test_a_base_that_cannot_be_had_is_refused_and_never_replaced(name):
 def test_a_folder_whose_weights_are_not_all_there_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model, processor = base("scratch:resnet-10-thin")
+    model, processor = base("scratch:resnet-8-thin")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

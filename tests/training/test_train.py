@@ -3,31 +3,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
 from tests.conftest import RECIPES, ROOT, SMALL
+from tests.fits import distance, weights
 from training import evaluate, train
-from training.sources import load_data
 
 PHANTOM = str(RECIPES / "phantom.yaml")
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(one, two, tolerance=0.0):
-    return all(torch.allclose(one[name].float(), two[name].float(), atol=tolerance, rtol=0) for name in one)
 
 
 def test_the_model_folder_holds_what_it_should_and_nothing_else(small_model):
@@ -39,8 +28,8 @@ def test_the_model_folder_holds_what_it_should_and_nothing_else(small_model):
     ]
     assert files == sorted(
         ["README.md", "abstention.safetensors", "config.json", "model.safetensors", "preprocessor_config.json"]
-        + ["recipe.yaml", "report.html", "split.csv", "eval/audit.json", "eval/comparison.png"]
-        + ["eval/learning_curves.png", "eval/training.json", *evaluations]
+        + ["recipe.yaml", "report.html", "split.csv", "trainer_state.json", "eval/audit.json", "eval/comparison.png"]
+        + ["eval/learning_curves.png", "eval/samples.png", "eval/training.json", *evaluations]
     )
     assert not list(small_model.parent.glob(".*"))
 
@@ -74,59 +63,79 @@ def test_two_runs_with_one_seed_give_the_same_bytes(small_model, small_phantom, 
         assert (tmp_path / "again" / name).read_bytes() == (small_model / name).read_bytes(), name
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(small_model, small_phantom, tmp_path):
+def killed_or_ended(train_in_child) -> int:
+    """The signal that ended a child process, or 0."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        train_in_child()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def dying(function, call: int, after=lambda *arguments: None):
+    """The function, but at that call the process is killed before it, once it has done `after`."""
+    calls = iter(range(1, 1000))
+
+    def wrapped(*arguments, **settings):
+        if next(calls) == call:
+            after(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **settings)
+
+    return wrapped
+
+
+def half_a_file(_state, path):
+    with open(path, "w") as file:
+        file.write('{"epoch": 1.0, "glob')
+
+
+def half_a_tensor_file(_tensor, path):
+    with open(path, "wb") as file:
+        file.write(b"PK")
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(small_model, small_phantom, tmp_path, monkeypatch):
+    """In the middle of an epoch and of a checkpoint's files, before its last, after it, and when the folder is made."""
     command = [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.train", *command],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    checkpoints = tmp_path / ".m.unfinished" / "checkpoints"
-    while process.poll() is None and not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert os.listdir(tmp_path) == [".m.unfinished"]
+    step = torch.optim.AdamW.step
+    moments = [
+        (torch.optim.AdamW, "step", dying(step, 2)),
+        (torch, "save", dying(torch.save, 1, half_a_tensor_file)),
+        (TrainerState, "save_to_json", dying(TrainerState.save_to_json, 1, half_a_file)),
+        (torch.optim.AdamW, "step", dying(step, 4)),
+        (train, "write_card", dying(train.write_card, 1)),
+    ]
+    for owner, name, fatal in moments:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fatal)
+            assert killed_or_ended(lambda: train.main(command)) == signal.SIGKILL, name
+        assert os.listdir(tmp_path) == [".m.unfinished"], name
     train.main(command)
     assert os.listdir(tmp_path) == ["m"]
-    assert same(weights(tmp_path / "m"), weights(small_model))
+    assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
-    for step, state in ((9, "{}"), (10, "{}"), (20, '{"half'), (30, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert train._last_checkpoint(tmp_path / "absent") is None
+def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, small_phantom, tmp_path, monkeypatch):
+    command = [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
+    step = torch.optim.AdamW.step
+    interrupt = iter([False, False, True] + [False] * 100)
 
+    def interrupted(*arguments, **settings):
+        if next(interrupt):
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments, **settings)
 
-def test_accumulated_steps_equal_whole_ones(small_phantom, tmp_path):
-    def fit(name, *settings):
-        train.main(
-            [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / name), *SMALL]
-            + ["--freeze", "all", "--balance", "class_weight", "--augment", "none", "--num_train_epochs", "1"]
-            + list(settings)
-        )
-        return weights(tmp_path / name)
-
-    whole = fit("whole", "--per_device_train_batch_size", "16")
-    halves = fit("halves", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2")
-    assert same(whole, halves, 1e-5)
-
-
-def test_class_weight_gives_both_classes_the_same_say(small_phantom):
-    rows = load_data(small_phantom).filter(lambda row: row["label"] >= 0)
-    rare = rows.select(
-        [*np.flatnonzero(np.asarray(rows["label"]) == 0), *np.flatnonzero(np.asarray(rows["label"]) == 1)[:10]]
-    )
-    labels = torch.tensor(rare["label"])
-    loss = train._loss(rare, "class_weight", SimpleNamespace(label_smoothing_factor=0.0))
-    logits = torch.zeros(len(rare), 2, requires_grad=True)
-    loss(SimpleNamespace(logits=logits), labels).backward()
-    pull = [logits.grad[labels == label, 0].sum().item() for label in (0, 1)]
-    assert pull[0] == pytest.approx(-pull[1], abs=1e-6)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(command)
+    assert (tmp_path / ".m.unfinished" / "checkpoints" / "checkpoint-3" / "trainer_state.json").is_file()
+    with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.002 where this one has 0.1"):
+        train.main([*command, "--learning_rate", "0.1"])
+    train.main(command)
+    assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
 
 
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_phantom, tmp_path):
@@ -135,7 +144,9 @@ def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_phan
         + ["--model_name_or_path", "scratch:bit-50", "--image_size", "64", "--num_train_epochs", "1"]
     )
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["architectures"] == ["BitForImageClassification"]
+    assert config["architectures"] == ["MlpHeadForImageClassification"]
+    assert config["body"]["model_type"] == "bit"
+    assert (tmp_path / "m" / "mlp_head.py").is_file()
     assert "split is by image" in (tmp_path / "m" / "README.md").read_text()
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     assert history["epochs"][0]["learning_rate"] == 1e-4
@@ -167,31 +178,26 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_phantom, 
     assert not (tmp_path / "m" / "mine.txt").exists()
 
 
-def test_accelerate_launch_trains(small_phantom, tmp_path):
+def test_two_processes_train_the_model_that_one_trains(small_phantom, small_base, tmp_path):
+    """Also with a last step that is not full; and they count every validation image once."""
+    command = [PHANTOM, "--data", str(small_phantom), "--model_name_or_path", str(small_base), "--image_size", "32"]
+    command += ["--num_train_epochs", "1", "--bf16", "false", "--balance", "class_weight", "--balance_scope", "train"]
+    config = str(RECIPES / "accelerate" / "cpu.yaml")
     launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "training.train", PHANTOM]
-        + ["--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL, "--num_train_epochs", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert launched.returncode == 0, launched.stderr
-    assert "1 process(es)" in launched.stdout
-    assert (tmp_path / "m" / "model.safetensors").is_file()
-
-
-def test_two_processes_train_one_model(small_phantom, tmp_path):
-    launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + ["-m", "training.train", PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m")]
-        + [*SMALL, "--num_train_epochs", "1"],
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "training.train", *command]
+        + ["--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "two")],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("on cpu, 2 process(es)") == 1
-    assert json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["processes"] == 2
+    train.main([*command, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one")])
+    assert distance(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
+    one, two = (json.loads((tmp_path / name / "eval" / "training.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for epoch, same in zip(one["epochs"], two["epochs"], strict=True):
+        assert epoch == pytest.approx(same, rel=1e-5)
 
 
 def test_a_launch_that_got_fewer_processes_than_it_asked_for_stops(small_phantom, tmp_path, monkeypatch):
@@ -199,4 +205,9 @@ def test_a_launch_that_got_fewer_processes_than_it_asked_for_stops(small_phantom
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 processes were launched but 1 would train"):
         train.main([PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), "--use_cpu", "false"])
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what `accelerate launch --cpu --num_processes 2` sets
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(InputError, match="several processes were asked for but accelerate started one"):
+        train.main([PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m")])
     assert os.listdir(tmp_path) == []

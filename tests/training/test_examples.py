@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from transformers import ViTImageProcessorPil
+
+from training.examples import IGNORED, EpochSampler, Examples
+
+PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+@given(rows=st.integers(1, 50), multiple=st.integers(1, 8), epoch=st.integers(0, 3), views=st.integers(0, 2))
+def test_an_epoch_holds_every_row_once_and_fills_up_with_what_is_not_counted(rows, multiple, epoch, views):
+    sampler = EpochSampler(np.zeros(rows, int), 7, views=views, multiple=multiple)
+    sampler.set_epoch(epoch)
+    keys = list(sampler)
+    assert len(keys) == len(sampler)
+    assert len(keys) % multiple == 0
+    counted = [key for key in keys if key >= 0]
+    view = epoch % views if views else epoch
+    assert sorted(counted) == list(range(view * rows, (view + 1) * rows))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = EpochSampler(np.zeros(30, int), seed, views=1)
+        torch.manual_seed(np.random.randint(100))
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_balanced_draws_show_the_classes_equally_often():
+    labels = np.array([0] * 900 + [1] * 100)
+    drawn = labels[list(EpochSampler(labels, 0, balanced=True, views=1))]
+    assert drawn.mean() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_key_gives_one_picture_however_it_is_asked_for(parts, workers):
+    rows = parts["validation"].select(range(6))
+    examples = Examples(rows, PROCESSOR, "ultrasound", seed=3)
+    batch = next(iter(DataLoader(examples, sampler=[0, 6, 12, ~1], batch_size=4, num_workers=workers)))
+    assert batch["labels"].tolist() == [rows["label"][0]] * 3 + [IGNORED]
+    assert torch.equal(batch["pixel_values"][1], examples[6]["pixel_values"])
+    assert torch.equal(batch["pixel_values"][3], examples[1]["pixel_values"])
+    assert not torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])  # another view of the same row
+    other = Examples(rows, PROCESSOR, "ultrasound", seed=4)
+    assert not torch.equal(batch["pixel_values"][0], other[0]["pixel_values"])

@@ -1,0 +1,95 @@
+import shutil
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.fits import distance, fit, make, weights
+from training import features
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A features cache of its own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "chest-opacity-features"
+
+
+def ran(monkeypatch) -> list[int]:
+    """The numbers of images that the base is run over from now on."""
+    numbers, run = [], features._run
+    monkeypatch.setattr(features, "_run", lambda *given: numbers.append(len(given[1])) or run(*given))
+    return numbers
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"base": "scratch:resnet-8-thin", "balance": "sampler"},  # batch norm has to stay as it is
+        {"head": "mlp", "balance": "class_weight", "label_smoothing_factor": 0.1},
+        {"augment": "light", "views": 2, "num_train_epochs": 3},
+    ],
+    ids=["batch norm", "mlp", "two views"],
+)
+def test_the_head_learns_the_same_from_the_cache_as_without_it(parts, small_base, tmp_path, cache, settings):
+    settings = {"base": small_base, "freeze": "all"} | settings
+    cached, learnt = fit(parts, folder=tmp_path / "a", **settings)
+    uncached, same = fit(parts, folder=tmp_path / "b", cache_features=False, **settings)
+    assert type(cached.model).__name__ == "HeadOnly"
+    assert distance(learnt, same) < 1e-6
+    for one, two in zip(cached.state.log_history, uncached.state.log_history, strict=True):
+        compared = {key for key in one if key in {"loss", "eval_loss", "eval_roc_auc", "grad_norm"}}
+        assert {key: one[key] for key in compared} == pytest.approx({key: two[key] for key in compared}, rel=1e-4)
+
+
+def test_the_base_is_run_once_for_each_image_and_view_and_never_again(parts, small_base, tmp_path, cache, monkeypatch):
+    settings = {"freeze": "all", "augment": "light", "views": 2, "num_train_epochs": 4}
+    images = 2 * len(parts["train"]) + len(parts["validation"])
+    numbers = ran(monkeypatch)
+    fit(parts, small_base, tmp_path / "a", **settings)
+    assert sum(numbers) == images
+    fit(parts, small_base, tmp_path / "b", **settings | {"learning_rate": 1e-3, "num_train_epochs": 1})
+    assert sum(numbers) == images
+
+
+@pytest.mark.parametrize("change", ["size", "seed", "augment", "bf16", "weights"])
+def test_what_matters_to_the_features_is_in_their_key(parts, small_base, tmp_path, cache, monkeypatch, change):
+    few = {part: parts[part].select(range(4)) for part in ("train", "validation")}
+    settings = {"base": small_base, "freeze": "all", "augment": "light", "views": 1}
+    changed = {"size": 48, "seed": 1, "augment": "ultrasound", "bf16": True}
+    numbers = ran(monkeypatch)
+    make(few, folder=tmp_path / "a", **settings)
+    if change == "weights":
+        shutil.copytree(small_base, tmp_path / "base")
+        tensors = weights(small_base)
+        tensors["bit.norm.weight"] += 0.1
+        save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+        settings["base"] = tmp_path / "base"
+    else:
+        settings[change] = changed[change]
+    make(few, folder=tmp_path / "b", **settings)
+    assert numbers == ([4, 4, 4] if change in {"seed", "augment"} else [4, 4, 4, 4])  # validation is not augmented
+
+
+def test_a_pass_that_was_stopped_goes_on_with_the_next_piece(parts, small_base, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 10)
+    numbers, write, calls = ran(monkeypatch), features.feather.write_feather, iter([1, 2, 3])
+
+    def failing(*arguments, **settings):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        write(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.feather, "write_feather", failing)
+        with pytest.raises(KeyboardInterrupt):
+            make(parts, small_base, tmp_path, freeze="all")
+    assert len(list(cache.iterdir())) == 2
+    numbers.clear()
+    trainer, model = make(parts, small_base, tmp_path, freeze="all")
+    assert sum(numbers) == len(parts["train"]) - 20 + len(parts["validation"])
+    with torch.inference_mode():  # each piece is where it belongs
+        batch = make(parts, small_base, tmp_path, freeze="all", cache_features=False)[0].train_dataset[37]
+        logits = trainer.model(torch.stack([trainer.train_dataset[37]["features"]])).logits
+        assert torch.allclose(logits, model.eval()(pixel_values=batch["pixel_values"][None]).logits, atol=1e-5)

@@ -1,0 +1,118 @@
+import resource
+
+import pytest
+import torch
+
+from space.errors import InputError
+from tests.fits import distance, fit, make
+from training.callbacks import LearningCurves
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_accumulated_steps_equal_whole_ones(parts, small_base, tmp_path, steps):
+    """Also in the last step of an epoch, which is not full."""
+    settings = {"balance": "class_weight", "label_smoothing_factor": 0.1, "layer_decay": 0.7, "augment": "light"}
+    assert len(parts["train"]) % 16
+    whole = fit(parts, small_base, tmp_path / "whole", **settings)[1]
+    batch = {"per_device_train_batch_size": 16 // steps, "gradient_accumulation_steps": steps}
+    assert distance(whole, fit(parts, small_base, tmp_path / "parts", **settings | batch)[1]) < 1e-5
+
+
+def test_the_validation_loss_is_the_mean_over_images_whatever_the_batches(parts, small_base, tmp_path):
+    losses = [
+        fit(parts, small_base, tmp_path / str(size), per_device_eval_batch_size=size)[0].state.best_metric
+        for size in (5, 32)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("base", ["scratch:resnet-8-thin", "small"])
+def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
+    base = small_base if base == "small" else base
+    few = {"train": parts["train"].select(range(32)), "validation": parts["validation"]}
+    kept = fit(few, base, tmp_path / "kept")[1]
+    assert distance(kept, fit(few, base, tmp_path / "again", activation_checkpointing=True)[1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema_decay": 0.8},
+        {"mixup": 0.4, "cutmix": 1.0},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "min", "patience": 0}},
+        {"early_stopping_patience": 1, "greater_is_better": True},  # a falling loss counts as getting worse
+    ],
+    ids=["ema", "mixup", "plateau", "early stopping"],
+)
+def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, settings):
+    settings |= {"num_train_epochs": 3, "lr_scheduler_type": settings.get("lr_scheduler_type", "cosine")}
+    trainer, whole = fit(parts, small_base, tmp_path / "whole", **settings)
+    stopped, _ = make(parts, small_base, tmp_path / "stopped", **settings)
+    step = stopped.training_step
+
+    def interrupted(*given):
+        if stopped.state.global_step == 5:
+            stopped.stop.asked = True
+        return step(*given)
+
+    stopped.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert stopped.state.global_step == 6
+    again, same = fit(parts, small_base, tmp_path / "stopped", **settings)
+    assert distance(whole, same) == 0
+    assert again.state.global_step == trainer.state.global_step
+    if "early_stopping_patience" in settings:
+        assert trainer.state.epoch == 2
+
+
+def test_what_is_measured_and_kept_are_the_averaged_weights(parts, small_base, tmp_path):
+    settings = {"num_train_epochs": 1, "lr_scheduler_type": "constant"}
+    trainer, model = make(parts, small_base, tmp_path / "a", ema_decay=0.5, **settings)
+    name = "bit.encoder.stages.1.layers.0.conv2.weight"
+    seen, parameter = [], model.get_parameter(name)
+    trainer.create_optimizer().register_step_post_hook(lambda *_: seen.append(parameter.detach().clone()))
+    trainer.train()
+    average = seen[0]
+    for step, weights in enumerate(seen[1:], 2):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
+    assert torch.allclose(model.get_parameter(name), average, atol=1e-6)
+    assert not torch.allclose(seen[-1], average, atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(parts, small_base, tmp_path):
+    with pytest.raises(
+        InputError, match=r"the loss was (nan|inf) at step \d, with a learning rate of 1e\+15; lower"
+    ) as no:
+        fit(parts, small_base, tmp_path, learning_rate=1e15, max_grad_norm=0, lr_scheduler_type="constant")
+    assert "\n" not in str(no.value)
+
+
+def test_a_full_disk_is_one_line_and_the_fit_goes_on_once_there_is_room(parts, small_base, tmp_path):
+    _, whole = fit(parts, small_base, tmp_path / "whole", num_train_epochs=2)
+    trainer, _ = make(parts, small_base, tmp_path / "m", num_train_epochs=2)
+    trainer.remove_callback(LearningCurves)  # whose picture would be the first file that finds no room
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def leave_no_room(*_):
+        if trainer.state.global_step == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+
+    trainer.create_optimizer().register_step_post_hook(leave_no_room)
+    try:
+        with pytest.raises(InputError, match="cannot write a checkpoint to .*checkpoints: .*; make room there") as no:
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(no.value)
+    assert distance(whole, fit(parts, small_base, tmp_path / "m", num_train_epochs=2)[1]) == 0
+
+
+def test_the_kept_weights_are_the_best_and_not_the_last(parts, small_base, tmp_path):
+    """By greater_is_better the best is the first, for the loss falls."""
+    trainer, weights = fit(parts, small_base, tmp_path, freeze="all", num_train_epochs=3, greater_is_better=True)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses[0] == max(losses) > losses[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert torch.equal(weights["classifier.1.weight"], trainer.model.classifier[1].weight)

@@ -1,0 +1,39 @@
+import pytest
+
+from space.errors import InputError
+from training.unfinished import last_checkpoint, open_unfinished
+
+
+def checkpoints(folder, **states):
+    for name, state in states.items():
+        (folder / name.replace("_", "-")).mkdir(parents=True)
+        if state is not None:
+            (folder / name.replace("_", "-") / "trainer_state.json").write_text(state)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
+    checkpoints(tmp_path, checkpoint_9="{}", checkpoint_10="{}", checkpoint_20='{"half', checkpoint_30=None)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "absent") is None
+
+
+def test_what_the_same_run_left_is_kept_but_for_what_was_cut_short(tmp_path):
+    work = tmp_path / ".m.unfinished"
+    open_unfinished(work, {"seed": 1}, False)
+    checkpoints(work / "checkpoints", checkpoint_9="{}", checkpoint_10="{}", checkpoint_30=None)
+    (work / "model").mkdir()
+    open_unfinished(work, {"seed": 1}, False)
+    left = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_dir())
+    assert left == ["checkpoints", "checkpoints/checkpoint-10", "checkpoints/checkpoint-9"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1, "lr": 1.0}, {}])
+def test_another_run_is_refused_unless_it_may_be_overwritten(tmp_path, other):
+    open_unfinished(tmp_path / "w", {"seed": 1}, False)
+    checkpoints(tmp_path / "w" / "checkpoints", checkpoint_9="{}")
+    with pytest.raises(InputError, match=r"w: a stopped run is there with .*--overwrite true") as refusal:
+        open_unfinished(tmp_path / "w", other, False)
+    assert "\n" not in str(refusal.value)
+    assert last_checkpoint(tmp_path / "w" / "checkpoints")
+    open_unfinished(tmp_path / "w", other, True)
+    assert not (tmp_path / "w" / "checkpoints").exists()

@@ -1,0 +1,144 @@
+"""A frozen base is run once: what it gives for each image is kept, and the head is trained on that.
+
+The cache is a folder of Arrow files, one for each piece of a part and each augmented view, under datasets' own cache.
+The name of a file is a hash of all that decides its content, so nothing stale is ever read, and a pass that was stopped
+goes on with the next piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from pyarrow import feather
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from training import augment
+from training.arguments import TrainingArguments
+from training.examples import IGNORED, Examples
+from training.outputs import new_file
+from training.stages import head_of
+
+PIECE = 256  # images
+
+
+class Features(torch.utils.data.Dataset):
+    """What the base gives for the examples of a part, by the same keys as Examples: {"features", "labels"}."""
+
+    def __init__(self, pieces: list[list[np.ndarray]], labels: np.ndarray):
+        """pieces: of each view, the features (PIECE or fewer, ...) of one piece after the other."""
+        self.pieces, self.labels = pieces, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int) -> dict:
+        key, filling = (~key, True) if key < 0 else (key, False)
+        view, index = divmod(key, len(self.labels))
+        features = torch.tensor(self.pieces[view][index // PIECE][index % PIECE])
+        return {"features": features, "labels": IGNORED if filling else int(self.labels[index])}
+
+
+class HeadOnly(nn.Module):
+    """The head of a classifier as a model of its own; its parameters are the classifier's."""
+
+    main_input_name = "features"
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.config, self.classifier = model.config, head_of(model)
+
+    def forward(self, features: torch.Tensor) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=self.classifier(features))
+
+
+def extract(model: PreTrainedModel, rows: Dataset, examples: Examples, args: TrainingArguments, views: int) -> Features:
+    """Run the frozen base over the examples made of rows, or read what it gave before.
+
+    rows needs the column pixels. Several processes share the work; one that does not find what another one made (they
+    may have no disk in common) makes it too.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "chest-opacity-features"
+    base = _base_key(model, examples, args)
+    starts = range(0, len(rows), PIECE)
+    wanted = [(view, start) for view in range(views) for start in starts]
+    files = {(view, start): folder / f"{_key(base, rows, examples, view, start)}.arrow" for view, start in wanted}
+    model.to(args.device).eval()
+    for mine in (wanted[args.process_index :: args.world_size], wanted):
+        missing = [piece for piece in mine if not files[piece].is_file()]
+        number = sum(min(PIECE, len(rows) - start) for _, start in missing)
+        with tqdm(total=number, desc="running the base", unit="image", leave=False, disable=not missing) as progress:
+            for view, start in missing:
+                keys = range(view * len(rows) + start, view * len(rows) + min(start + PIECE, len(rows)))
+                _write(files[view, start], _run(model, Subset(examples, keys), args, progress))
+        if args.world_size > 1:
+            torch.distributed.barrier()
+    pieces = [[_read(files[view, start]) for start in starts] for view in range(views)]
+    return Features(pieces, np.asarray(rows["label"]))
+
+
+@torch.inference_mode()
+def _run(model: PreTrainedModel, examples: Subset, args: TrainingArguments, progress: tqdm) -> np.ndarray:
+    """What goes into the head, (examples, ...) float32."""
+    found = []
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    try:
+        loader = DataLoader(examples, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers)
+        for batch in loader:
+            with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
+                model(pixel_values=batch["pixel_values"].to(args.device))
+            progress.update(len(batch["labels"]))
+    finally:
+        hook.remove()
+    return torch.cat(found).numpy()
+
+
+def _base_key(model: PreTrainedModel, examples: Examples, args: TrainingArguments) -> dict:
+    body = hashlib.sha256()
+    own = {id(tensor) for tensor in head_of(model).state_dict(keep_vars=True).values()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in own:
+            body.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    chances = {}
+    if examples.augmentation != "none":
+        code = hashlib.sha256(Path(augment.__file__).read_bytes()).hexdigest()
+        chances = {"augment": examples.augmentation, "seed": examples.seed, "code": code, "rows": len(examples)}
+    return chances | {
+        "weights": body.hexdigest(),
+        "body": type(model).__name__,
+        "processor": examples.processor.to_dict(),
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+        "device": args.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def _key(base: dict, rows: Dataset, examples: Examples, view: int, start: int) -> str:
+    images = list(rows["pixels"][start : start + PIECE])
+    place = [view, start] if examples.augmentation != "none" else None  # they decide the chances of a view
+    return hashlib.sha256(json.dumps([base, images, place], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _write(file: Path, features: np.ndarray) -> None:
+    flat = pa.FixedSizeListArray.from_arrays(features.ravel(), features[0].size)
+    table = pa.table({"features": flat}).replace_schema_metadata({"shape": json.dumps(features.shape)})
+    with new_file(file) as work:
+        feather.write_feather(table, str(work), compression="uncompressed")
+
+
+def _read(file: Path) -> np.ndarray:
+    """From the disk as it is looked at: there may be more than memory holds."""
+    table = feather.read_table(file, memory_map=True)
+    values = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(json.loads(table.schema.metadata[b"shape"]))

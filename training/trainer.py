@@ -1,0 +1,180 @@
+"""transformers' Trainer with what a fit here needs besides: order by epoch, mixing, rates by depth, averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import roc_auc_score
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+)
+
+from space.errors import InputError
+from training.arguments import ModelArguments, TrainingArguments
+from training.averaging import average_weights
+from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
+from training.examples import EpochSampler, Examples
+from training.features import HeadOnly, extract
+from training.loss import class_weights, classification_loss, mix
+from training.stages import parameter_groups, recompute_stages
+
+
+class ClassifierTrainer(Trainer):
+    """Trains a classifier of images, or the head of a frozen one on features.
+
+    labels: (train rows,) ints. balance: as in DataArguments. Training stops with InputError when the loss is no number
+    or a checkpoint cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
+    """
+
+    def __init__(self, *, model, args: TrainingArguments, labels: np.ndarray, classes: int, balance: str, **settings):
+        self.labels, self.classes, self.balanced = labels, classes, balance == "sampler"
+        weights = class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes)
+        if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+            recompute_stages(model)
+            args.activation_checkpointing = False
+        super().__init__(
+            model=model,
+            args=args,
+            compute_loss_func=classification_loss(weights, args.label_smoothing_factor),
+            compute_metrics=epoch_metrics(weights),
+            **settings,
+        )
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.stop = StopOnSignal(self.accelerator)
+        for callback in (EpochTable(), LearningCurves(), self.stop):
+            self.add_callback(callback)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, *args, **settings):
+        threads = torch.get_num_threads()
+        if isinstance(self.model, HeadOnly):
+            torch.set_num_threads(1)  # so small a network is slower on more
+        try:
+            return super().train(*args, **settings)
+        finally:
+            torch.set_num_threads(threads)
+            self.stop.restore()
+
+    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained classifier in one piece: the model itself unless FSDP has spread its weights over processes."""
+        if not self.is_fsdp_enabled:
+            return model
+        weights = self.accelerator.get_state_dict(self.model)  # asked for by all processes, given to the main one
+        gathered = type(model)(model.config)
+        if self.args.process_index == 0:
+            gathered.load_state_dict(weights)
+        return gathered
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        multiple = self.args.world_size * self.args.per_device_train_batch_size if self.args.world_size > 1 else 1
+        sampler = EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple)
+        self.add_callback(EpochOrder(sampler))
+        return sampler
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args, model = self.args, self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            body = args.learning_rate
+            head = body if args.head_learning_rate is None else args.head_learning_rate
+            groups = parameter_groups(
+                model, set(self.get_decay_parameter_names(model)), (body, head), args.layer_decay, args.weight_decay
+            )
+            self.optimizer_cls_and_kwargs = kind, settings | {"params": groups}
+            super().create_optimizer(model)
+            if args.ema_decay:
+                average_weights(self.optimizer, args.ema_decay)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training and (self.args.mixup or self.args.cutmix):
+            inputs["pixel_values"], inputs["labels"] = mix(
+                inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
+            )
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss was {loss.item()} at step {self.state.global_step + 1}, with a learning rate of "
+                f"{self._get_learning_rate():.3g}; lower --learning_rate, or look for broken images with audit"
+            )
+        return loss
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.ema_decay:
+            self.optimizer.eval()  # what is kept are the averaged weights
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"cannot write a checkpoint to {self.args.output_dir}: {reason}; make room there, and the same command "
+                "goes on from the one before"
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    processor,
+    parts: Mapping[str, Dataset],
+    balance: str,
+    model_args: ModelArguments,
+    args: TrainingArguments,
+) -> ClassifierTrainer:
+    """The trainer of a whole network or, where a frozen base need be run only once, of its head on what that gave."""
+    train = Examples(parts["train"], processor, model_args.augment, args.seed)
+    validation = Examples(parts["validation"], processor)
+    if model_args.augment == "none":
+        args.views = 1
+    if model_args.freeze == "all" and args.cache_features and args.views and not (args.mixup or args.cutmix):
+        train = extract(model, parts["train"], train, args, args.views)
+        validation = extract(model, parts["validation"], validation, args, 1)
+        model = HeadOnly(model)
+        args.bf16 = args.fp16 = False  # which would only slow down and blur so small a network
+    return ClassifierTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        labels=np.asarray(parts["train"]["label"]),
+        classes=parts["train"].features["label"].num_classes,
+        balance=balance,
+        processing_class=processor,
+    )
+
+
+def epoch_metrics(weights: torch.Tensor):
+    """Loss, accuracy and AUC over the whole validation part, each image counted once whatever the batches were."""
+    weights = weights.double().numpy()
+
+    def compute(prediction: EvalPrediction) -> dict:
+        logits, truth = prediction.predictions.astype(float), prediction.label_ids
+        given = log_softmax(logits, axis=-1)[np.arange(len(truth)), truth]
+        probabilities = softmax(logits, axis=-1)
+        scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+        return {
+            "loss": float(-(weights[truth] * given).mean()),
+            "accuracy": float((logits.argmax(axis=-1) == truth).mean()),
+            "roc_auc": float(roc_auc_score(truth, scores, multi_class="ovr")),
+        }
+
+    return compute

@@ -1,0 +1,52 @@
+"""The hidden folder beside a model folder to be, where a run that was stopped is gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from space.errors import InputError
+
+
+def open_unfinished(work: Path, run: dict, overwrite: bool) -> None:
+    """Make the folder, or keep what an interrupted run left in it.
+
+    run is all that must be the same for the rest of a run to be what it would have been: the recipe, the images and the
+    number of processes. Raises InputError, with the first difference, when the folder is of another run, unless that
+    may be overwritten.
+    """
+    kept = work / "run.yaml"
+    run = yaml.safe_load(yaml.safe_dump(run))
+    if work.is_dir():
+        before = {}
+        with suppress(OSError, yaml.YAMLError):
+            before = yaml.safe_load(kept.read_text()) or {}
+        differs = [key for key in before | run if before.get(key) != run.get(key)]
+        if differs and before and not overwrite:
+            key = differs[0]
+            raise InputError(
+                f"{work}: a stopped run is there with {key}: {before.get(key)} where this one has {run.get(key)}; "
+                "go on with that recipe, choose another --output_dir, or give it up with --overwrite true"
+            )
+        if differs:
+            shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    kept.write_text(yaml.safe_dump(run, sort_keys=False))
+    shutil.rmtree(work / "model", ignore_errors=True)
+    whole = last_checkpoint(work / "checkpoints")
+    for checkpoint in (work / "checkpoints").glob("checkpoint-*"):
+        if whole is None or int(checkpoint.name.split("-")[1]) > int(Path(whole).name.split("-")[1]):
+            shutil.rmtree(checkpoint)  # cut short
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole; trainer_state.json is what Trainer writes last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        with suppress(OSError, ValueError):
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+    return None
