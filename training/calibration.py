@@ -80,8 +80,13 @@ def fit_calibration(logits: np.ndarray, truth: np.ndarray, method: str = "temper
         reason = "every validation image is called right, so the images do not say how sure is too sure"
         return Calibration("none", ones, zeros, reason)
 
+    # Platt's targets (Probabilistic outputs for support vector machines, 1999): n images of a class are no proof that
+    # it is always so, and without them a few wrong answers among many right ones ask for boundless confidence.
+    counts = np.bincount(truth, minlength=classes)[:, None]
+    targets = ((counts * np.eye(classes) + 1) / (counts + classes))[truth]
+
     def loss(scale: np.ndarray, shift: np.ndarray) -> float:
-        return -log_softmax(logits * scale + shift, axis=1)[np.arange(len(truth)), truth].mean()
+        return -(targets * log_softmax(logits * scale + shift, axis=1)).sum(axis=1).mean()
 
     low, high = np.log(BOUNDS)
     if method == "temperature":

@@ -132,7 +132,7 @@ def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, 
         with pytest.raises(KeyboardInterrupt):
             train.main(command)
     assert (tmp_path / ".m.unfinished" / "checkpoints" / "checkpoint-3" / "trainer_state.json").is_file()
-    with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.002 where this one has 0.1"):
+    with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.005 where this one has 0.1"):
         train.main([*command, "--learning_rate", "0.1"])
     train.main(command)
     assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
