@@ -26,8 +26,7 @@ from training.repositories import Plan, Upload
 
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
 PAGE = Path(space.__file__).parent
-
-
+LOADED = ("*.json", "*.safetensors")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
 
 
@@ -45,14 +44,15 @@ def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
     return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
 
 
-def space_upload(model: Path, model_repo: str, repo: str, work: Path, dataset: str | None = None) -> Upload:
+def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
     """The page for a model of the Hub; its README.md is written into `work`."""
-    card, told = SpaceCard.load(PAGE / "README.md"), metadata_load(model / "README.md")
-    card.data.title = f"Chest opacity: {model_repo.partition('/')[2]}"
-    card.data.license = told["license"]
-    card.data.models = [model_repo]
+    card, told = SpaceCard.load(PAGE / "README.md"), metadata_load(model.files["README.md"]) or {}
+    loaded = sorted(name for name in model.files if repositories.matches(name, LOADED))
+    card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
+    card.data.license = told.get("license")
+    card.data.models = [model.repo]
     card.data.datasets = [dataset] if dataset else None
-    card.data.preload_from_hub = [f"{model_repo} config.json,model.safetensors,preprocessor_config.json"]
+    card.data.preload_from_hub = [f"{model.repo} {','.join(loaded)}"]
     (work / "README.md").write_text(str(card))
     return Upload("space", repo, repositories.own_files("space", PAGE) | {"README.md": work / "README.md"})
 
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             uploads.insert(0, data_upload(args.model, args.data, args.dataset, data_work, args.i_have_the_rights))
         if args.space:
             (page := Path(work, "space")).mkdir()
-            uploads.append(space_upload(args.model, args.repo, args.space, page, args.dataset))
+            uploads.append(space_upload(model, args.space, page, args.dataset))
         push(uploads, f"Push {args.model.resolve().name}", args.private, args.revision, args.tag, args.dry_run)
     if left := repositories.strange_files("model", args.model):
         print(f"not part of a model folder, so not sent: {', '.join(left)}")

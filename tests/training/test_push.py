@@ -81,7 +81,8 @@ def test_a_second_push_commits_nothing_and_a_later_one_what_changed_as_the_dry_r
     assert {asked.method for asked in hub.asked} == {"GET"}
 
     (model / "eval" / "more.json").write_text("{}")
-    (model / "eval" / "test_roc.png").unlink()
+    picture = next((model / "eval").glob("test_*.png"))
+    picture.unlink()
     (model / "README.md").write_text((model / "README.md").read_text() + "\nMore.\n")
     before = repository.files()
     dry = client.run("push", model, "--repo", "clinic/again", "--dry-run")
@@ -91,7 +92,7 @@ def test_a_second_push_commits_nothing_and_a_later_one_what_changed_as_the_dry_r
     changes = {("+", name) for name in after.keys() - before.keys()} | {("-", n) for n in before.keys() - after.keys()}
     changes |= {("~", name) for name in after.keys() & before.keys() if before[name] != after[name]}
     assert set(re.findall(r"^  ([+~-]) (\S+)", dry.out, re.MULTILINE)) == changes
-    assert changes == {("+", "eval/more.json"), ("-", "eval/test_roc.png"), ("~", "README.md")}
+    assert changes == {("+", "eval/more.json"), ("-", f"eval/{picture.name}"), ("~", "README.md")}
     assert held(repository) == local_files(model)
     assert hub.sent() == 0
 
@@ -127,18 +128,19 @@ def test_the_space_holds_the_page_and_names_its_model(hub, client, model, small_
     assert held(repository) == here | {"README.md": repository.read("README.md")}
     assert repository.state["variables"] == {"MODEL_ID": "clinic/shown"}
     (client.here / "README.md").write_bytes(repository.read("README.md"))
+    loaded = sorted(path.name for kind in ("*.json", "*.safetensors") for path in model.glob(kind))
     told, was = metadata_load(client.here / "README.md"), metadata_load(page / "README.md")
     assert told == was | {
         "title": "Chest opacity: shown",
         "license": "apache-2.0",
         "models": ["clinic/shown"],
-        "preload_from_hub": ["clinic/shown config.json,model.safetensors,preprocessor_config.json"],
+        "preload_from_hub": [f"clinic/shown {','.join(loaded)}"],
     }
     assert (told["sdk"], told["app_file"], told["python_version"]) == ("gradio", "app.py", "3.11")
     assert len(told["short_description"]) <= 60
     assert "nothing has changed since commit" in client.run(*words).out.splitlines()[-1]
-    assert client.run("push", model, "--repo", "clinic/whole", "--space", "clinic/page").code == 0
-    assert repository.state["variables"] == {"MODEL_ID": "clinic/whole"}
+    assert client.run("push", model, "--repo", "clinic/other", "--space", "clinic/page").code == 0
+    assert repository.state["variables"] == {"MODEL_ID": "clinic/other"}
     assert hub.repository("space", "clinic/page").log(repository.find("main"))[0]["title"] == "Push small"
 
 
@@ -152,12 +154,11 @@ def test_a_model_of_the_hub_is_evaluated_in_a_folder_of_its_name_and_pushed_agai
     assert client.run(*words, "--name", "c").code == 0
     told = client.run("push", folder, "--repo", "clinic/back")
     changed = set(re.findall(r"^  [+~-] (\S+)", told.out, re.MULTILINE))
-    assert changed == {f"eval/{n}{end}" for n in "bc" for end in NAMED} | {"README.md"}
+    assert {"README.md", "eval/b.json", "eval/c.csv"} <= changed
+    assert not changed & {"config.json", "model.safetensors", "split.csv", "eval/test.json", "eval/training.json"}
     (folder / "config.json").write_text("{}")
     assert "models/back exists and is another model than clinic/back" in client.run(*words, "--name", "d").line
 
-
-NAMED = (".csv", ".json", "_confusion.png", "_reliability.png", "_roc.png")
 
 FAULTS = [
     # what goes wrong (nothing, for what is asked is wrong), words after `push MODEL --repo`, token, what is said
@@ -217,12 +218,12 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, 
 
 
 def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model):
-    words = ["push", model, "--repo", "clinic/broken"]
-    files = [model / "eval" / f"large{number}.png" for number in range(6)]
+    words, size = ["push", model, "--repo", "clinic/broken"], 3_000_000
+    files = [model / "eval" / f"large{number}.png" for number in range(4)]
     for file in files:
-        file.write_bytes(os.urandom(300_000))
-    sizes = {f"/lfs/{hashlib.sha256(file.read_bytes()).hexdigest()}": 300_000 for file in files}
-    last = list(sizes)[-1]
+        file.write_bytes(os.urandom(size))
+    names = [f"/lfs/{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    last = names[-1]
     hub.faults = [Fault(f"PUT {last}", 403, times=9)]
     assert client.run(*words).code == 1
     arrived = {asked.path for asked in hub.asked if asked.method == "PUT" and asked.status == 200}
@@ -232,10 +233,10 @@ def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model
     hub.faults = [Fault(f"PUT {last}", cut_upload=100_000), Fault("/commit/", 500)]
     assert client.run(*words).code == 1
     sent = {asked.path for asked in hub.asked if asked.method == "PUT"}
-    assert sent == sizes.keys() - arrived
-    again = hub.sent(f"PUT {last}") - 300_000  # the connection was cut in mid-file, and the client tried once more
-    assert 0 < again < 300_000
-    assert hub.sent() == again + 300_000 * len(sent)
+    assert sent == set(names) - arrived
+    again = hub.sent(f"PUT {last}") - size  # the connection was cut in mid-file, and the client tried once more
+    assert 0 < again < size
+    assert hub.sent() == again + size * len(sent)
 
     hub.asked.clear()
     hub.faults.clear()
