@@ -27,8 +27,8 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from space.errors import InputError
 from training.outputs import copy_files, new_folder
 
-# What a model folder holds.
-FILES = ["*.json", "*.safetensors", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"]
+# What a model folder holds; code where its head is none of transformers' own.
+FILES = ["*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"]
 ANSWERS = {
     401: "the token is not accepted: it is unknown, expired or withdrawn; make a new one and give it as HF_TOKEN, or "
     "with hf auth login",

@@ -41,6 +41,7 @@ def titles(repository, revision="main"):
 def test_a_model_folder_becomes_a_repository_in_one_commit_that_pipeline_loads(hub, client, model):
     (model / ".DS_Store").write_text("hidden")
     (model / "notes.txt").write_text("mine")
+    (model / "mlp_head.py").write_text("# a head's own code")
     told = client.run("push", model, "--repo", "clinic/whole")
     assert told.code == 0, told.err
     assert "not part of a model folder, so not sent: notes.txt" in told.out
