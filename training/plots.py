@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Image
 from matplotlib.figure import Figure
-from PIL import ImageOps
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageOps
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from space.images import load_image
@@ -20,10 +21,11 @@ from training.outputs import new_file
 # Blue and orange, and markers of different shape, are told apart by colour-blind people and in grey print too.
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#777777"
 PANEL = 4.0  # inches of a panel's side
-DRAWS = 200  # of the bootstrap behind the bands
+DRAWS = 100  # of the bootstrap behind the bands
 GRID = np.linspace(0, 1, 101)
 SHOWN = 4  # images of a kind in the gallery
-FRAME = (280, 210)  # pixels of each
+FRAME = (200, 150)  # pixels of each, and again of its overlay
+GAP, LINE = 12, 18  # pixels between images, and of a line of text
 COMPARED = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -34,10 +36,13 @@ COMPARED = {
 }
 
 
-def save(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
+def save(path: Path, picture: Figure | Picture.Image) -> None:
+    """Write a picture as PNG, whole or not at all; the same picture gives the same bytes."""
     with new_file(path) as file:
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        if isinstance(picture, Figure):
+            picture.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        else:
+            picture.save(file, "PNG")
 
 
 def performance(result: dict, table: pd.DataFrame) -> Figure:
@@ -103,7 +108,7 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     return figure
 
 
-def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> Figure:
+def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> Picture.Image:
     """Overlays of the most certain, the most wrong, the least certain and the most unlike images; a row each."""
     probabilities = table[[f"probability_{label}" for label in predictor.labels]].to_numpy()
     place = {label: index for index, label in enumerate(predictor.labels)}
@@ -116,30 +121,30 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
         "least certain": np.argsort(certain, kind="stable"),
         "most unlike the training images": np.argsort(-np.nan_to_num(distance), kind="stable"),
     }
-    figure = Figure(figsize=(2 * SHOWN * 1.55, len(kinds) * 2.1), layout="constrained")
-    grid = figure.subplots(len(kinds), 2 * SHOWN, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, (kind, order) in zip(grid, kinds.items(), strict=True):
-        line[0].set_title(kind, loc="left", fontsize=10, fontweight="bold", pad=22)
+    width, height = FRAME
+    sheet = Picture.new("RGB", (SHOWN * (2 * width + GAP), len(kinds) * (height + 3 * LINE)), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for kind, order in kinds.items():
         first = ~table["group"].iloc[order].duplicated().to_numpy()  # one image of a patient or clip
         chosen = order[first][:SHOWN]
         undecoded = rows.select(chosen).select_columns(["image"]).cast_column("image", Image(decode=False))
         images = [load_image(each) for each in undecoded["image"]]
-        answers = predictor.answer(images, method)
-        for column, (index, image, answer) in enumerate(zip(chosen, images, answers, strict=True)):
-            row, pair = table.iloc[index], line[2 * column : 2 * column + 2]
-            pair[0].imshow(ImageOps.pad(image, FRAME))
-            pair[1].imshow(ImageOps.pad(overlay(image, answer.saliency), FRAME))
-            said = f"is {row['label']}, called {row['prediction']}\np {row[f'probability_{row.prediction}']:.2f}"
-            pair[1].set_title(f"{said}, distance {row['distance']:.2f}", fontsize=7, loc="center")
-    return figure
+        draw.text((0, top), kind, "black", font_size=LINE - 2)
+        for column, (index, image, answer) in enumerate(
+            zip(chosen, images, predictor.answer(images, method), strict=True)
+        ):
+            row, left = table.iloc[index], column * (2 * width + GAP)
+            said = f"is {row['label']}, called {row['prediction']}: p {row[f'probability_{row.prediction}']:.2f}"
+            draw.text((left, top + LINE), f"{said}, distance {row['distance']:.2f}", "black", font_size=LINE - 6)
+            sheet.paste(ImageOps.pad(image, FRAME), (left, top + 2 * LINE))
+            sheet.paste(ImageOps.pad(overlay(image, answer.saliency), FRAME), (left + width, top + 2 * LINE))
+        top += height + 3 * LINE
+    return sheet
 
 
 def comparison(evaluations: Sequence[dict]) -> Figure:
     """Home and away side by side: the chief figures of all evaluations with their intervals."""
-    figure = Figure(figsize=(2 * PANEL, PANEL), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panels(1, width=2 * PANEL)
     for number, result in enumerate(evaluations):
         shift = 0.12 * (number - (len(evaluations) - 1) / 2)
         told = [(place, name) for place, name in enumerate(COMPARED) if result[name] is not None]
@@ -156,9 +161,12 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
     return figure
 
 
-def _panels(number: int):
-    figure = Figure(figsize=(number * PANEL, PANEL), layout="constrained")
-    return figure, figure.subplots(1, number)
+def _panels(number: int, width: float = PANEL):
+    """A figure and its axes side by side; with fixed margins, for finding them takes longer than drawing."""
+    figure = Figure(figsize=(number * width, PANEL))
+    inch = 1 / (number * width)
+    margins = {"left": 0.75 * inch, "right": 1 - 0.15 * inch, "bottom": 0.16, "top": 0.9, "wspace": 0.34}
+    return figure, figure.subplots(1, number, gridspec_kw=margins)
 
 
 def _confusion(axes, result: dict) -> None:
