@@ -84,7 +84,7 @@ def launched(processes: int, data: Path, folder: Path) -> float:
 
 with tempfile.TemporaryDirectory() as scratch:
     folder, data = Path(scratch) / "out", Path(scratch) / "phantom"
-    write_phantom(data, scale=0.2)
+    write_phantom(data, scale=0.5)
     parts = dict(prepare(DataArguments(str(data), sites=["A"])).parts)
     study = {
         name: parts["train"].select(np.resize(np.arange(len(parts["train"])), number))
@@ -115,7 +115,7 @@ with tempfile.TemporaryDirectory() as scratch:
             lambda base=base, settings=settings: fit(few, base, 224, folder, **settings),
             runs=3,
         )
-    settings = {"num_train_epochs": 6, "per_device_train_batch_size": 16, "learning_rate": 2e-3}
+    settings = {"num_train_epochs": 10, "per_device_train_batch_size": 16, "learning_rate": 2e-3}
     aucs = {
         plain: [
             max(
