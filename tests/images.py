@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
+from sklearn.datasets import load_sample_images
 
 
 def write_images(folder: Path, *names: str) -> None:
@@ -29,6 +30,30 @@ def speckle(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
         noise = Image.fromarray(rng.random((side, side), np.float32))
         image += weight * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
     return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+
+
+def strange_pictures(seed: int = 0) -> dict[str, list[Image.Image]]:
+    """Pictures that show no chest: pieces of two photographs, pages of text, noise and plain areas, in RGB."""
+    rng = np.random.default_rng(seed)
+    pages = []
+    for ink, paper in ((20, 255), (235, 0)):
+        for _ in range(10):
+            page = Image.new("L", (400, 500), paper)
+            for line, text in enumerate(rng.integers(97, 123, (24, 40), np.uint8)):
+                ImageDraw.Draw(page).text((20, 10 + 20 * line), text.tobytes().decode(), fill=ink)
+            pages.append(page.convert("RGB"))
+    pieces = []
+    for photograph in map(Image.fromarray, load_sample_images().images):
+        for _ in range(15):
+            left, top = rng.integers(0, 340), rng.integers(0, 220)
+            pieces.append(photograph.crop((left, top, left + 300, top + 200)))
+    return {
+        "photographs": pieces,
+        "photographs in grey": [piece.convert("L").convert("RGB") for piece in pieces],
+        "pages of text": pages,
+        "noise": [Image.fromarray(rng.integers(0, 256, (150, 200, 3), np.uint8)) for _ in range(10)],
+        "plain areas": [Image.new("RGB", (200, 150), (level,) * 3) for level in (60, 128, 250)],
+    }
 
 
 COPIES = ("JPEG q60", "resized 80 %", "brighter 10 %", "darker 10 %", "cropped 3 %", "text burned in")

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
-from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from space.abstention import FILE, Abstention, stage_features
 from space.predictor import Predictor
+from tests.images import strange_pictures
 from training.sources import load_data, phantom_folder
 
 
@@ -55,19 +54,7 @@ def test_the_demo_s_model_knows_frames_from_photographs_text_and_noise(demo_mode
     predictor, rng = Predictor(demo_model), np.random.default_rng(0)
     rows = load_data(phantom_folder())
     frames = [rows[int(index)]["image"].convert("RGB") for index in rng.permutation(len(rows))[:100]]
-    strange = [Image.new("RGB", (200, 150), (level,) * 3) for level in (60, 128, 250)]
-    strange += [Image.fromarray(rng.integers(0, 256, (150, 200, 3), np.uint8)) for _ in range(10)]
-    for ink, paper in ((20, 255), (235, 0)):
-        for _ in range(10):
-            page = Image.new("L", (400, 500), paper)
-            letters = rng.integers(97, 123, (24, 40), np.uint8)
-            for line, text in enumerate(letters):
-                ImageDraw.Draw(page).text((20, 10 + 20 * line), text.tobytes().decode(), fill=ink)
-            strange.append(page.convert("RGB"))
-    for photograph in map(Image.fromarray, load_sample_images().images):
-        for _ in range(15):
-            left, top = rng.integers(0, 340), rng.integers(0, 220)
-            strange.append(photograph.crop((left, top, left + 300, top + 200)))
+    strange = [picture for pictures in strange_pictures().values() for picture in pictures]
     far = np.array([predictor.answer([image])[0].distance for image in [*frames, *strange]])
     unlike = np.arange(len(far)) >= len(frames)
     assert roc_auc_score(unlike, far) >= 0.95
