@@ -102,7 +102,7 @@ def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
 def test_figures_at_a_prevalence_against_another_model_and_of_another_method(model, small_phantom, capsys):
     evaluate.main(
         [str(model), "--data", str(small_phantom), "--sites", "B", "--name", "b", "--prevalence", "0.1"]
-        + ["--against", str(model), "--saliency", "occlusion"]
+        + ["--against", str(model), "--saliency", "grad_cam"]
     )
     result = json.loads((model / "eval" / "b.json").read_text())
     sensitivity, specificity = result["sensitivity"], result["specificity"]
@@ -111,7 +111,7 @@ def test_figures_at_a_prevalence_against_another_model_and_of_another_method(mod
         assert result["ppv"] == pytest.approx(positives / (positives + alarms))
     assert set(result["against"]["difference"].values()) == {0.0}
     assert result["against"]["roc_auc_p"] == 1.0
-    assert result["saliency"]["method"] == "occlusion"
+    assert result["saliency"]["method"] == "grad_cam"
     printed = capsys.readouterr().out
     assert "minus model:" in printed
     assert "DeLong's test of the AUCs, over groups: p = 1" in printed

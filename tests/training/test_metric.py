@@ -158,7 +158,7 @@ def test_intervals_over_groups_hold_the_truth_95_times_of_100_and_those_over_ima
         score = 1.5 * truth + np.repeat(rng.normal(0, spread, patients), images) + rng.normal(0, within, len(truth))
         p = expit(score)
         for name, unit in (("groups", groups), ("images", np.arange(len(truth)))):
-            drawn = bootstrap(np.c_[1 - p, p], truth, (p > 0.5).astype(int), unit, 400, repeat)
+            drawn = bootstrap(np.c_[1 - p, p], truth, (p > 0.5).astype(int), unit, 250, repeat)
             low, high = interval(drawn["roc_auc"])
             held[name] += low <= true_auc <= high
     assert 0.93 <= held["groups"] / 500 <= 0.97

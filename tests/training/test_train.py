@@ -138,10 +138,10 @@ def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, 
     assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
 
 
-def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_phantom, tmp_path):
+def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_phantom, tmp_path):
     train.main(
         [str(RECIPES / "study.yaml"), "--data", str(small_phantom), "--sites", "A", "--output_dir", str(tmp_path / "m")]
-        + ["--model_name_or_path", "scratch:bit-50", "--image_size", "64", "--num_train_epochs", "1"]
+        + ["--model_name_or_path", str(small_base), "--image_size", "64", "--num_train_epochs", "1"]
     )
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architectures"] == ["MlpHeadForImageClassification"]
