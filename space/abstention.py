@@ -34,7 +34,6 @@ class Abstention:
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
         self.tensors = dict(tensors)
-        self.stages = 1 + max(int(name.split(".")[0]) for name in tensors if name[0].isdigit())
 
     @classmethod
     def fit(cls, train: list[np.ndarray], validation: list[np.ndarray]) -> Abstention:

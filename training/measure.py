@@ -19,7 +19,7 @@ from space.predictor import Predictor
 from training import plots
 from training.calibration import Calibration
 from training.compare import compare
-from training.metric.bootstrap import bootstrap, interval
+from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.outputs import new_file
 from training.saliency_check import check_saliency
 
@@ -157,9 +157,8 @@ def _uncalibrated(table: pd.DataFrame, labels: list[str], calibration: Calibrati
     """The calibration error as it would be without calibration, with its interval."""
     probabilities, truth, groups = arrays(table, labels)
     raw = softmax(calibration.undo(np.log(probabilities.clip(LEAST))), axis=1)
-    ece = load_metric().compute(predictions=raw, references=truth, draws=0)["ece"]
     drawn = bootstrap(raw, truth, raw.argmax(axis=1), groups, 2000, 0)
-    return {"ece": ece, "ci95": {"ece": interval(drawn["ece"])}}
+    return {"ece": calibration_error(raw, truth), "ci95": {"ece": interval(drawn["ece"])}}
 
 
 def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:

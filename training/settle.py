@@ -16,7 +16,7 @@ from space.abstention import FILE, Abstention
 from space.images import load_image
 from space.predictor import BATCH, Predictor
 from training.calibration import fit_calibration
-from training.metric.bootstrap import calibration_gaps
+from training.metric.bootstrap import calibration_error
 from training.threshold import choose_threshold, threshold_interval
 
 MOST = 5000  # training images that the abstention is fitted to
@@ -35,7 +35,7 @@ def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method:
     calibration.fold_into(predictor.model)
     before, after = (softmax(each, axis=1) for each in (logits, calibration.apply(logits)))
     predictor.model.config.calibration = calibration.to_dict()
-    lines = [_calibration_line(calibration, _ece(before, truth), _ece(after, truth))]
+    lines = [_calibration_line(calibration, calibration_error(before, truth), calibration_error(after, truth))]
 
     if len(predictor.labels) == 2:
         scores, groups = after[:, 1], list(validation["group"])
@@ -72,10 +72,6 @@ def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.nd
         logits.append(seen[0].float().cpu().numpy())
         features.append(seen[1])
     return np.concatenate(logits), [np.concatenate(stage) for stage in zip(*features, strict=True)]
-
-
-def _ece(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
 
 
 def _calibration_line(calibration, before: float, after: float) -> str:

@@ -102,6 +102,11 @@ def calibration_gaps(probabilities, truth, bins=BINS):
     return (confidence - correct)[:, None] * np.eye(bins)[column]
 
 
+def calibration_error(probabilities, truth):
+    """The expected calibration error: see `calibration_gaps`."""
+    return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
+
+
 def _chunks(draws, images, seed):
     """(generator of its own, number of draws) of pieces that fit into the caches."""
     step = max(1, CHUNK // images)

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.metrics import roc_auc_score
 
 from .bootstrap import bootstrap
-from .bootstrap import calibration_gaps
+from .bootstrap import calibration_error
 from .bootstrap import interval
 from .bootstrap import of_confusion
 from .bootstrap import squared_errors
@@ -107,14 +107,13 @@ def _scores(probabilities, truth):
         if 0 < (truth == label).sum() < len(truth):
             aucs[label] = roc_auc_score(truth == label, probabilities[:, label])
             precisions[label] = average_precision_score(truth == label, probabilities[:, label])
-    gaps = calibration_gaps(probabilities, truth)
     return {
         "roc_auc": aucs[1] if classes == 2 else aucs.mean(),
         "average_precision": precisions[1] if classes == 2 else precisions.mean(),
         "roc_auc_of_class": aucs,
         "average_precision_of_class": precisions,
         "brier": squared_errors(probabilities, np.eye(classes)[truth]).mean(),
-        "ece": np.abs(gaps.sum(axis=0)).sum() / len(truth),
+        "ece": calibration_error(probabilities, truth),
     }
 
 
