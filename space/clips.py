@@ -1,4 +1,4 @@
-"""Clips (mp4, avi, mov, gif, mpeg) as evenly spaced frames."""
+"""Clips (mp4, avi, mov, gif, mpeg) and DICOM files of many frames, as evenly spaced frames."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
@@ -20,6 +21,18 @@ def import_av():
     except ImportError:
         raise InputError("reading clips needs PyAV: pip install av") from None
     return av
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file holds several frames: a clip by its suffix, or a DICOM file by what it says of itself."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    return path.is_file() and is_dicom(path) and DicomFile(path).frames > 1
+
+
+def read_frames(path: Path, count: int) -> list[tuple[int, Image.Image]]:
+    """At most `count` evenly spaced frames of a file for which `is_clip` holds, as of `read_clip`."""
+    return read_clip(path, count) if path.suffix.lower() in SUFFIXES else DicomFile(path).spread(count)
 
 
 def read_clip(path: Path, count: int) -> list[tuple[int, Image.Image]]:

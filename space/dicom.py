@@ -74,6 +74,11 @@ class DicomFile:
             raise InputError(f"the DICOM file's picture cannot be decoded ({_reason(error)})") from None
         return _to_image(255 - grey if kind == "MONOCHROME1" else grey)
 
+    def spread(self, count: int) -> list[tuple[int, Image.Image]]:
+        """At most `count` evenly spaced frames, first and last included, as (number in the file, 8-bit RGB image)."""
+        numbers = np.unique(np.linspace(0, self.frames - 1, count).round().astype(int)).tolist()
+        return [(number, self.frame(number)) for number in numbers]
+
     def _without_unused_bits(self, values: np.ndarray) -> np.ndarray:
         """Drop the bits above BitsStored, where old files keep overlays."""
         stored, signed = self._data.BitsStored, self._data.PixelRepresentation == 1

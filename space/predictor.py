@@ -23,6 +23,7 @@ from space.images import load_image
 from space.saliency import class_maps, methods_for, pooled_features, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
+LEAST = 1e-12  # probability whose logarithm is taken
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
 
 
@@ -30,8 +31,8 @@ class Answer(NamedTuple):
     """What the model says of one image.
 
     probabilities: (classes,), float64, they sum to 1. distance: how unlike the training images it is, in units of the
-    largest distance that is accepted; NaN when the model does not know. saliency: (rows, columns), what speaks for the
-    class that is called; None unless asked for.
+    largest distance that is accepted; NaN when the model does not know. saliency: (rows, columns), what speaks for a
+    class; None unless asked for.
     """
 
     probabilities: np.ndarray
@@ -80,17 +81,23 @@ class Predictor:
         """Preprocess RGB images: float32, (images, 3, height, width), where the model is."""
         return self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
 
-    def answer(self, images: Sequence[Image.Image], method: str | None = None) -> list[Answer]:
-        """Classify RGB images and, by one of `methods` when it is given, show why."""
+    def answer(
+        self, images: Sequence[Image.Image], method: str | None = None, label: int | None = None
+    ) -> list[Answer]:
+        """Classify RGB images and, by one of `methods` when it is given, show what speaks for a class.
+
+        label: the class's index; by default that which the image is called.
+        """
         pixels = self.pixel_values(images)
         logits, features, maps = self.look(pixels)
         probabilities = logits.cpu().double().softmax(dim=-1).numpy()
         distances = self.abstention.distances(features) if self.abstention else np.full(len(images), np.nan)
         shown = [None] * len(images)
         if method is not None:
-            called = torch.from_numpy(self.decide(probabilities)).to(pixels.device)
+            called = self.decide(probabilities) if label is None else np.full(len(images), label)
+            classes = torch.from_numpy(called).to(pixels.device)
             chosen = torch.arange(len(images))
-            maps = maps[chosen, called] if method == "cam" else saliency_maps(self.model, pixels, called, method)
+            maps = maps[chosen, classes] if method == "cam" else saliency_maps(self.model, pixels, classes, method)
             shown = maps.float().cpu().numpy()
         return [Answer(*row) for row in zip(probabilities, distances.tolist(), shown, strict=True)]
 
@@ -110,6 +117,12 @@ class Predictor:
                 images = [image for image in decoded if isinstance(image, Image.Image)]
                 rows = iter(self.answer(images) if images else ())
                 yield from (next(rows) if isinstance(image, Image.Image) else image for image in decoded)
+
+    def pool(self, answers: Sequence[Answer]) -> Answer:
+        """The answer for a clip or patient from those for its frames: the mean of their logits, the median distance."""
+        logits = np.log(np.maximum([answer.probabilities for answer in answers], LEAST)).mean(axis=0)
+        probabilities = np.exp(logits - logits.max())
+        return Answer(probabilities / probabilities.sum(), float(np.median([answer.distance for answer in answers])))
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Class indices of (images, classes): by the threshold with two classes, else by the greatest probability."""

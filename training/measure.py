@@ -15,7 +15,7 @@ from scipy.special import softmax
 from tqdm.auto import tqdm
 
 from space.errors import InputError
-from space.predictor import Predictor
+from space.predictor import LEAST, Predictor
 from training import plots
 from training.calibration import Calibration
 from training.compare import compare
@@ -25,7 +25,6 @@ from training.saliency_check import check_saliency
 
 METRIC = Path(__file__).parent / "metric"
 SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart
-LEAST = 1e-12  # probability whose logarithm is taken
 
 
 @cache

@@ -21,7 +21,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import datasets
-import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -183,8 +182,7 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
                 pictures = read_clip(file, frames)
             elif is_dicom(file):
                 dicom = DicomFile(file)
-                numbers = np.unique(np.linspace(0, dicom.frames - 1, frames).round().astype(int)).tolist()
-                pictures = [(number, dicom.frame(number)) for number in numbers]
+                pictures = dicom.spread(frames)
                 row["burned_in"] = dicom.burned_in
                 group = (group if told else "") or dicom.patient or group
             else:

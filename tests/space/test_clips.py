@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from space import clips
-from space.clips import read_clip
+from space.clips import is_clip, read_clip, read_frames
 from space.errors import InputError
 from tests.clips import CODECS, grey_of, write_clip
+from tests.dicom import write_dicom
 
 
 @pytest.mark.parametrize("suffix", CODECS)
@@ -48,3 +49,15 @@ def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match="pip install av"):
         read_clip(path, 2)
+
+
+def test_a_dicom_file_of_many_frames_is_a_clip(tmp_path):
+    frames = np.stack([np.full((8, 8), 20 * number, np.uint8) for number in range(9)])
+    many, one = write_dicom(tmp_path / "many.dcm", frames), write_dicom(tmp_path / "one.dcm", frames[0])
+    assert is_clip(many)
+    assert not is_clip(one)
+    assert [(number, image.getpixel((0, 0))[0]) for number, image in read_frames(many, 3)] == [
+        (0, 0),
+        (4, 80),
+        (8, 160),
+    ]

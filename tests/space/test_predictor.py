@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import pipeline
 
 from space.errors import InputError
-from space.predictor import Predictor
+from space.predictor import Answer, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,24 @@ def test_explaining_changes_no_answer(predictor):
             assert answer.distance == pytest.approx(without.distance)
             assert without.saliency is None
             assert answer.saliency.ndim == 2
+
+
+def test_the_map_is_of_the_class_that_is_asked_for(predictor):
+    image = Image.radial_gradient("L").convert("RGB")
+    for method in predictor.methods:
+        both = [predictor.answer([image], method, label)[0].saliency for label in (0, 1)]
+        called = predictor.answer([image], method)[0]
+        assert np.allclose(called.saliency, both[predictor.decide(called.probabilities[None])[0]], atol=1e-5)
+        assert not np.allclose(*both, atol=1e-5)
+
+
+def test_a_clip_s_answer_has_the_mean_of_its_frames_logits(predictor):
+    frames = [Answer(np.array([0.5, 0.5]), 0.2), Answer(np.array([0.1, 0.9]), 0.4), Answer(np.array([0.0, 1.0]), 2.0)]
+    clip = predictor.pool(frames[:2])
+    assert clip.probabilities == pytest.approx([0.25, 0.75])
+    assert clip.distance == pytest.approx(0.3)
+    assert predictor.pool(frames).distance == 0.4
+    assert np.isfinite(predictor.pool(frames).probabilities).all()
 
 
 def test_a_model_without_abstention_abstains_never(small_model, tmp_path):
