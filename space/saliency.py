@@ -40,6 +40,17 @@ INFERNO = np.array(
     ],
     dtype=np.float32,
 )
+COLOURS = (
+    np.stack(  # of the weights 0-255: red, green, blue, opacity
+        [
+            *(np.interp(np.linspace(0, len(INFERNO) - 1, 256), range(len(INFERNO)), channel) for channel in INFERNO.T),
+            np.arange(256),
+        ],
+        axis=1,
+    )
+    .round()
+    .astype(np.uint8)
+)
 
 
 class Logits(nn.Module):
@@ -136,12 +147,15 @@ def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.7) -> 
 
     The map is scaled to its maximum; colour and opacity both grow with it, and strength (0-1) is the greatest opacity.
     """
-    weight = scaled_map(saliency, image.size)[..., None]
-    stops = np.linspace(0, 1, len(INFERNO))
-    colour = np.concatenate([np.interp(weight, stops, INFERNO[:, channel]) for channel in range(3)], axis=-1)
-    alpha = strength * weight
-    mixed = (1 - alpha) * np.asarray(image.convert("RGB"), np.float32) + alpha * colour
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    seen = layer(saliency, image.size)
+    seen.putalpha(seen.getchannel("A").point(lambda alpha: round(strength * alpha)))
+    return Image.alpha_composite(image.convert("RGBA"), seen).convert("RGB")
+
+
+def layer(saliency: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """The positive part of a map as an RGBA image of `size` (width, height): colour and opacity both grow with it."""
+    weight = (scaled_map(saliency, size) * 255).round().astype(np.uint8)
+    return Image.fromarray(COLOURS[weight])
 
 
 def scaled_map(saliency: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -149,3 +163,16 @@ def scaled_map(saliency: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     positive = np.maximum(saliency, 0).astype(np.float32)
     positive /= max(float(positive.max()), 1e-12)
     return np.asarray(Image.fromarray(positive).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def region(saliency: np.ndarray) -> tuple[int, int, float] | None:
+    """Where a map's positive part lies: the third from the top (0-2) and from the left of its centre of mass, and the
+    share of the image (0-1) in which it reaches half of its maximum. None where nothing is positive."""
+    positive = np.maximum(saliency, 0)
+    if not positive.any():
+        return None
+    thirds = [
+        min(2, int(3 * (positive.sum(axis=1 - axis) @ (np.arange(length) + 0.5)) / (positive.sum() * length)))
+        for axis, length in enumerate(positive.shape)
+    ]
+    return *thirds, float((scaled_map(saliency, (64, 64)) >= 0.5).mean())

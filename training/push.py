@@ -26,7 +26,7 @@ from training.repositories import Plan, Upload
 
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
 PAGE = Path(space.__file__).parent
-LOADED = ("*.json", "*.safetensors")  # what the page takes of a model repository
+LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
 
 

@@ -27,7 +27,7 @@ Kind = Literal["model", "dataset", "space"]
 OURS: dict[Kind, tuple[str, ...]] = {
     "model": tuple(FILES),
     "dataset": ("README.md", "data/*-?????-of-?????.parquet"),
-    "space": ("*.py", "README.md", "requirements.txt", "examples/*"),
+    "space": ("*.py", "README.md", "requirements.txt", "page.css", "examples/*", "languages/*.toml"),
 }
 MARK: dict[Kind, str] = {"model": "recipe.yaml", "dataset": "data/*-?????-of-?????.parquet", "space": "predictor.py"}
 NEUTRAL = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # may stand in a repository made by hand

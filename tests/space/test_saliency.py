@@ -12,7 +12,7 @@ from transformers import (
     ViTConfig,
 )
 
-from space.saliency import METHODS, class_activation_maps, linear_head, methods_for, overlay, saliency_maps
+from space.saliency import METHODS, class_activation_maps, linear_head, methods_for, overlay, region, saliency_maps
 
 CONFIGS = {
     "resnet": ResNetConfig(layer_type="basic", depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_labels=3),
@@ -108,3 +108,14 @@ def test_the_overlay_has_the_image_s_size_and_leaves_what_does_not_count():
     assert np.array_equal(seen[50:, 70:], np.asarray(image)[50:, 70:])
     assert not np.array_equal(seen[:20, :20], np.asarray(image)[:20, :20])
     assert np.array_equal(overlay(image, -np.ones((4, 4))), image)
+
+
+def test_a_region_is_told_by_its_place_and_share():
+    saliency = np.full((9, 12), -1.0)
+    assert region(saliency) is None
+    saliency[7:, 1] = 3.0
+    saliency[0, 11] = 0.1
+    row, column, share = region(saliency)
+    assert (row, column) == (2, 0)
+    assert share == pytest.approx(2 / 108, abs=0.02)
+    assert region(np.ones((4, 4))) == (1, 1, 1.0)

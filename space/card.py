@@ -1,0 +1,61 @@
+"""The model's card, as the page shows it: its figures in a line, its text with its pictures."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import ModelCard, snapshot_download
+
+HOME = "test"  # the name of the evaluation on the test part of the model's own data
+
+
+class Figures(NamedTuple):
+    """Accuracy and AUC of one evaluation, each with its 95 % interval as text."""
+
+    name: str
+    accuracy: str
+    auc: str
+
+    @property
+    def at_home(self) -> bool:
+        return self.name == HOME
+
+
+class Card:
+    """README.md of a model; one without it has an empty card."""
+
+    def __init__(self, model_id: str | Path):
+        """Read it from a model folder, or from the Hub by its id, with the pictures that it shows."""
+        self._folder = Path(model_id)
+        if not self._folder.is_dir():
+            self._folder = Path(snapshot_download(str(model_id), allow_patterns=["README.md", "eval/*.png"]))
+        path = self._folder / "README.md"
+        self._card = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
+
+    def figures(self) -> list[Figures]:
+        """Of each evaluation that the card's metadata (model-index) tells of, home first."""
+        found: dict[str, dict[str, str]] = {}
+        for result in (self._card.data.eval_results if self._card else None) or ():
+            interval = (result.metric_args or {}).get("ci95")
+            between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+            told = f"{result.metric_value:.2f}{between}"
+            found.setdefault(result.dataset_split or result.dataset_name, {})[result.metric_type] = told
+        both = [
+            Figures(name, told["accuracy"], told["roc_auc"])
+            for name, told in found.items()
+            if {"accuracy", "roc_auc"} <= set(told)
+        ]
+        return sorted(both, key=lambda each: not each.at_home)
+
+    def text(self) -> str:
+        """The card without its metadata, as Markdown; its pictures are in it, those that are not there are left out."""
+        return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", self._picture, self._card.text) if self._card else ""
+
+    def _picture(self, link: re.Match) -> str:
+        path = (self._folder / link[2]).resolve()
+        if not (path.is_file() and path.suffix == ".png" and path.is_relative_to(self._folder.resolve())):
+            return ""
+        return f"![{link[1]}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"

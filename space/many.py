@@ -1,0 +1,149 @@
+"""Many files at once: a row for each, pictures of the first, and figures where true labels are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+from PIL import Image
+
+from space.archives import is_archive, read_archive
+from space.batches import Batches
+from space.clips import is_clip, read_frames
+from space.errors import InputError
+from space.images import load_image
+from space.predictor import BATCH, Answer
+from space.rows import row
+from space.saliency import overlay
+
+FRAMES = 8  # of a clip
+MOST_FILES = 1_000
+MOST_BYTES = 2 << 30  # unpacked, of one archive
+PICTURES = 60  # that are shown
+SIDE = 480  # pixels of the longer side of one
+
+
+class Found(NamedTuple):
+    """What there is to say of one file: its row, and a picture with its map, of the first files that could be read."""
+
+    row: dict
+    picture: Image.Image | None
+
+
+class Agreement(NamedTuple):
+    """Predictions against true labels: counts by (true label, prediction), "" where there is none, and the AUC."""
+
+    counts: dict[tuple[str, str], int]
+    auc: float | None
+
+
+def named_files(paths: Sequence[str]) -> Iterator[tuple[str, Path | bytes | InputError]]:
+    """Uploaded files by their names, archives as what they hold; after MOST_FILES only the line that there are more."""
+    given = (pair for path in map(Path, paths) for pair in _contents(path))
+    yield from islice(given, MOST_FILES)
+    if (left := next(given, None)) is not None:
+        yield left[0], InputError(f"this and what follows is left out: {MOST_FILES:,} files are answered at once")
+
+
+def _contents(path: Path) -> Iterator[tuple[str, Path | bytes | InputError]]:
+    if not is_archive(path):
+        yield path.name, path
+        return
+    try:
+        yield from read_archive(path, MOST_BYTES)
+    except InputError as reason:
+        yield path.name, reason
+
+
+def examine(batches: Batches, files: Iterable[tuple[str, Path | bytes | InputError]]) -> Iterator[Found]:
+    """What there is to say of each file, in order; clips count as one, with the mean of their frames' logits."""
+    method = batches.predictor.methods[0]
+
+    def look(name: str, source: Path | bytes | InputError) -> tuple[dict, Image.Image | None]:
+        try:
+            if isinstance(source, InputError):
+                raise source
+            if is_clip(source, name):
+                images = [image for _, image in read_frames(source, FRAMES, name)]
+                answers = [batches.answer(image, method) for image in images]
+                answer = batches.predictor.pool(answers)
+            else:
+                images, answers = [load_image(source)], []
+                answers = [batches.answer(images[0], method)]
+                answer = answers[0]
+        except InputError as reason:
+            return row(batches.predictor, name, reason), None
+        return row(batches.predictor, name, answer), _thumbnail(images[0], answers[0])
+
+    shown = 0
+    with ThreadPoolExecutor(BATCH) as pool:
+        files = iter(files)
+        while part := list(islice(files, BATCH)):
+            for told, picture in pool.map(lambda file: look(*file), part):
+                keep = picture is not None and shown < PICTURES
+                shown += keep
+                yield Found(told, picture if keep else None)
+
+
+def _thumbnail(image: Image.Image, answer: Answer) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE))
+    return overlay(small, answer.saliency)
+
+
+def to_csv(rows: Sequence[dict]) -> str:
+    """Rows as the text of a CSV file. Names are somebody's: none can begin a formula of a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for each in rows:
+        path = each["path"]
+        writer.writerow(each | {"path": f"'{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path})
+    return text.getvalue()
+
+
+def read_labels(path: str | Path) -> dict[str, str]:
+    """True labels by name from a CSV file with the columns path (or file_name) and label. Raises InputError."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError):
+        table = pd.DataFrame()
+    names = next((column for column in ("path", "file_name") if column in table), None)
+    if names is None or "label" not in table:
+        raise InputError("the file of labels is no CSV file with the columns path and label")
+    return dict(zip(table[names], table["label"], strict=True))
+
+
+def agreement(rows: Sequence[dict], labels: Sequence[str], truth: dict[str, str]) -> Agreement:
+    """Compare rows with the true labels of their names, or of the last part of these. Raises InputError.
+
+    labels: of the model; with two of them there is an AUC, the Mann-Whitney statistic over its two sample sizes, when
+    both occur.
+    """
+    by_last = {PurePosixPath(name).name: label for name, label in truth.items()}
+    known = []
+    for each in rows:
+        label = truth.get(each["path"], by_last.get(PurePosixPath(each["path"]).name))
+        if label is not None and label not in labels:
+            raise InputError(f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}")
+        if label is not None:
+            known.append((label, each))
+    if not known:
+        raise InputError("no true label was found for any of these files: the column path has to hold their names")
+    counts: dict[tuple[str, str], int] = {}
+    for label, each in known:
+        counts[label, each["prediction"]] = counts.get((label, each["prediction"]), 0) + 1
+    scores = [(label, float(each[f"probability_{labels[-1]}"])) for label, each in known if not each["error"]]
+    ranks = pd.Series([score for _, score in scores], dtype=float).rank()
+    positive = pd.Series([label == labels[-1] for label, _ in scores], dtype=bool)
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    auc = None
+    if len(labels) == 2 and ones and zeros:
+        auc = float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return Agreement(counts, auc)

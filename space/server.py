@@ -1,0 +1,77 @@
+"""How the page is served: what browsers are told to allow, and where uploads lie for a while."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+KEPT = 600  # seconds for which an upload may lie on the disk; it is deleted then, and when the server ends
+
+HEADERS = {
+    # gradio's own page has scripts and styles in it and makes functions from text; everything comes from this server.
+    # A Space is shown in a frame of huggingface.co.
+    "Content-Security-Policy": "; ".join(
+        [
+            "default-src 'self'",
+            "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "media-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "connect-src 'self' data: blob:",
+            "worker-src 'self' blob:",
+            "object-src 'none'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'self' https://huggingface.co https://*.hf.space",
+        ]
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
+}
+
+
+class Headers:
+    """Adds HEADERS to every answer."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, told if scope["type"] == "http" else send)
+
+
+def keep_uploads_private() -> None:
+    """Have gradio, which is still to be imported, put uploads into a new folder that nobody else can read.
+
+    It is removed when the server ends. Where GRADIO_TEMP_DIR names a folder, that is used and kept.
+    """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="chest-opacity-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+# For gradio.Blocks.launch.
+SETTINGS = {
+    "app_kwargs": {"middleware": [Middleware(Headers)]},
+    "max_file_size": "200mb",
+    "ssr_mode": False,
+    "strict_cors": True,
+    "run_history": False,  # it would keep what was uploaded in the browser
+    "enable_monitoring": False,
+    "pwa": False,
+    "state_session_capacity": 100,
+}

@@ -1,0 +1,57 @@
+"""What the model says of an image, in words: one wording for the page, its API and screen readers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from space.predictor import Answer, Predictor
+from space.saliency import region
+from space.texts import Texts
+
+NEAR = 0.1  # of the threshold: probabilities that a small change of the image could carry over it
+
+
+class Words(NamedTuple):
+    """called: the answer as a heading. side: which side of the threshold it is on. doubts: why it may be wrong. where:
+    the part of the image that speaks for the class that is shown; empty where there is no map."""
+
+    called: str
+    side: str
+    doubts: list[str]
+    where: str
+
+    def __str__(self) -> str:
+        return " ".join([*self.doubts, f"{self.called}.", *filter(None, (self.side, self.where))])
+
+
+def describe(
+    predictor: Predictor, answer: Answer, texts: Texts, shown: int | None = None, what: str = "answer"
+) -> Words:
+    """Put an answer into words. shown: the class that the map speaks for, by default the one that is called.
+
+    what: the section of the texts that says what it is the answer for, `answer` (an image) or `clip`.
+    """
+    labels, positive = predictor.labels, predictor.labels[-1]
+    index = int(predictor.decide(answer.probabilities[None])[0])
+    side, doubts = "", []
+    if answer.abstained:
+        doubts.append(texts("answer.unlike"))
+    if len(labels) == 2:
+        probability, threshold = float(answer.probabilities[1]), predictor.threshold
+        side = texts(
+            "answer.above" if index == 1 else "answer.below",
+            positive=positive,
+            probability=f"{probability:.3f}",
+            threshold=f"{threshold:.3f}",
+        )
+        if abs(probability - threshold) < NEAR:
+            doubts.append(texts("answer.near"))
+    where = ""
+    if answer.saliency is not None:
+        label, place = labels[index if shown is None else shown], region(answer.saliency)
+        where = texts("answer.no_region", label=label)
+        if place is not None:
+            row, column, share = place
+            place = texts(f"places.{row}-{column}")
+            where = texts("answer.region", label=label, place=place, share=max(1, round(100 * share)))
+    return Words(texts(f"{what}.called", label=labels[index]), side, doubts, where)
