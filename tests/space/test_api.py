@@ -1,0 +1,190 @@
+"""The page's server as programs see it: two functions, many people at once, bad input, and what it tells browsers."""
+
+import io
+import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from PIL import Image
+
+from space import server
+from space.images import load_image
+from tests.clips import write_clip
+from tests.conftest import ROOT
+from tests.dicom import write_dicom
+from tests.images import speckle
+
+EXAMPLE = ROOT / "space" / "examples" / "synthetic-b-lines.png"
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return Client(address, verbose=False)
+
+
+def ask(address: str, name: str, data: bytes, api: str = "predict", **more) -> list:
+    """Upload a file and ask /predict or /predict_batch over plain HTTP; raises ValueError with what is refused."""
+    with httpx.Client(base_url=f"{address}/gradio_api", timeout=60) as http:
+        path = http.post("/upload", files={"files": (name, data)}).raise_for_status().json()[0]
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        given = [file, "", ""] if api == "predict" else [[file]]
+        event = http.post(f"/call/{api}", json={"data": given}).raise_for_status().json()["event_id"]
+        kind, answer = http.get(f"/call/{api}/{event}").text.strip().split("\n")[-2:]
+    if kind != "event: complete":
+        raise ValueError(answer)
+    return json.loads(answer.removeprefix("data: "))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_two_functions_are_named_and_documented(client):
+    told = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(told) == {"/predict", "/predict_batch"}
+    assert [each["parameter_name"] for each in told["/predict"]["parameters"]] == ["image", "shown", "method"]
+    assert [each["label"] for each in told["/predict"]["returns"]] == ["label", "overlay", "said", "answer"]
+    assert [each["label"] for each in told["/predict_batch"]["returns"]] == ["rows", "csv"]
+
+
+def test_an_image_is_answered_like_by_the_predictor(client, model):
+    label, overlay, said, answer = client.predict(handle_file(EXAMPLE), api_name="/predict")
+    expected = model.predictor.answer([load_image(EXAMPLE)])[0].probabilities
+    assert [answer["probabilities"][name] for name in model.predictor.labels] == pytest.approx(expected, abs=1e-6)
+    assert sum(each["confidence"] for each in label["confidences"]) == pytest.approx(1)
+    assert f"calls this image {model.predictor.labels[int(expected[1] >= model.predictor.threshold)]}" in said
+    assert answer["threshold"] == model.predictor.threshold
+    with Image.open(overlay) as seen, Image.open(EXAMPLE) as original:
+        assert seen.size == original.size
+    with pytest.raises(AppError, match="expected one of normal, sick"):
+        client.predict(handle_file(EXAMPLE), "pneumonia", api_name="/predict")
+
+
+def test_many_files_are_answered_in_order_and_a_broken_one_has_its_reason(client, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 9)
+    (tmp_path / "broken.png").write_text("no image")
+    files = [handle_file(file) for file in (EXAMPLE, tmp_path / "broken.png", clip)]
+    rows, csv = client.predict(files, api_name="/predict_batch")
+    told = [dict(zip(rows["headers"], row, strict=True)) for row in rows["data"]]
+    assert [row["path"] for row in told] == [EXAMPLE.name, "broken.png", "clip.mp4"]
+    assert [bool(row["error"]) for row in told] == [False, True, False]
+    assert csv.splitlines()[0] == ",".join(rows["headers"])
+
+
+def test_agents_find_and_use_it(address):
+    async def use():
+        async with (
+            streamable_http_client(f"{address}/gradio_api/mcp/") as (read, write, *_),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            return tools, await session.call_tool("predict", {"image": f"{address}/gradio_api/file={copy}"})
+
+    with httpx.Client(base_url=f"{address}/gradio_api") as http:
+        copy = http.post("/upload", files={"files": (EXAMPLE.name, EXAMPLE.read_bytes())}).json()[0]
+    tools, answer = anyio.run(use)
+    assert set(tools) == {"predict", "predict_batch"}
+    assert not answer.isError
+    assert "calls this image" in str(answer.content)
+    assert "Not for medical use" in tools["predict"].description
+    assert "DICOM" in tools["predict"].inputSchema["properties"]["image"]["description"]
+
+
+def test_fifty_people_at_once_get_the_answers_to_their_own_images(address, model):
+    pictures = [speckle(seed, 60, 80) for seed in range(50)]
+    with ThreadPoolExecutor(50) as people:
+        answers = list(people.map(lambda pair: ask(address, f"{pair[0]}.png", png(pair[1])), enumerate(pictures)))
+    images = [Image.fromarray(picture).convert("RGB") for picture in pictures]
+    expected = [model.predictor.answer([image])[0].probabilities[1] for image in images]
+    assert [answer[3]["probabilities"]["sick"] for answer in answers] == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 50
+
+
+def huge_png() -> bytes:
+    """8000 x 8000 pixels in 8 KB."""
+    rows = zlib.compress(bytes(1001) * 8000, 9)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    head = (8000).to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def dicom_without_pixels(folder) -> bytes:
+    from pydicom import dcmread
+
+    data = dcmread(write_dicom(folder / "scan.dcm", speckle(0)))
+    del data.PixelData
+    data.save_as(folder / "scan.dcm")
+    return (folder / "scan.dcm").read_bytes()
+
+
+BAD = {
+    "cut short.png": lambda folder: png(speckle(0))[:900],
+    "nothing.png": lambda folder: b"",
+    "text.png": lambda folder: b"no image at all",
+    "huge.png": lambda folder: huge_png(),
+    "drawing.svg": lambda folder: b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+    "page.html": lambda folder: b"<html><script>alert(1)</script></html>",
+    "empty.dcm": dicom_without_pixels,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_friendly_line(address, tmp_path, name):
+    data = BAD[name](tmp_path)
+    with pytest.raises(ValueError, match="give|expected") as refusal:
+        ask(address, name, data)
+    rows = ask(address, name, data, "predict_batch")[0]
+    reason = dict(zip(rows["headers"], rows["data"][0], strict=True))["error"]
+    assert reason in str(refusal.value)
+    assert not any(word in str(refusal.value) for word in ("Traceback", str(tmp_path.parent), "\n", "gradio"))
+
+
+def test_other_files_of_other_folders_are_not_read(address):
+    with httpx.Client(base_url=f"{address}/gradio_api") as http:
+        assert http.get(f"/file={ROOT / 'README.md'}").status_code == 403
+        file = {"path": str(EXAMPLE.parent.parent / "app.py"), "meta": {"_type": "gradio.FileData"}}
+        event = http.post("/call/predict", json={"data": [file, "", ""]}).json()["event_id"]
+        assert "event: error" in http.get(f"/call/predict/{event}").text
+
+
+def test_browsers_are_told_to_allow_nothing_from_elsewhere(address):
+    told = httpx.get(address).headers
+    for name, value in server.HEADERS.items():
+        assert told[name] == value
+    assert "default-src 'self'" in told["content-security-policy"]
+    config = httpx.get(f"{address}/config").json()
+    assert config["analytics_enabled"] is False
+    assert httpx.get(f"{address}/monitoring").status_code in {403, 404}
+
+
+def test_an_upload_that_is_too_large_is_refused_with_413(address):
+    block = bytes(1 << 20)
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="scan.png"\r\n\r\n'
+
+    def body():
+        yield head
+        for _ in range(220):
+            yield block
+        yield b"\r\n--x--\r\n"
+
+    answer = httpx.post(
+        f"{address}/gradio_api/upload",
+        content=body(),
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+        timeout=60,
+    )
+    assert answer.status_code == 413

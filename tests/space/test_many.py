@@ -1,0 +1,79 @@
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from space import many
+from space.errors import InputError
+from tests.clips import write_clip
+from tests.images import speckle, write_table
+
+LABELS = ["normal", "sick"]
+
+
+def row(path, prediction, probability, error=""):
+    told = {"path": path, "prediction": prediction, "abstained": not prediction, "error": error}
+    return told | {"probability_normal": f"{1 - probability:.6f}", "probability_sick": f"{probability:.6f}"}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A picture, a broken file, an archive with a picture and a clip."""
+    Image.fromarray(speckle(0)).save(tmp_path / "one.png")
+    (tmp_path / "broken.png").write_text("no image")
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        archive.write(tmp_path / "one.png", "deep/two.png")
+        archive.write(write_clip(tmp_path / "clip.mp4", 9), "clip.mp4")
+    return [str(tmp_path / name) for name in ("one.png", "broken.png", "scans.zip")]
+
+
+def test_archives_count_as_what_they_hold_and_broken_files_are_listed(model, scans):
+    found = list(many.examine(model.batches, many.named_files(scans)))
+    assert [each.row["path"] for each in found] == ["one.png", "broken.png", "clip.mp4", "deep/two.png"]
+    assert [bool(each.row["error"]) for each in found] == [False, True, False, False]
+    assert [each.picture is None for each in found] == [False, True, False, False]
+    assert found[0].row["probability_sick"] == found[3].row["probability_sick"]
+
+
+def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkeypatch):
+    monkeypatch.setattr(many, "MOST_FILES", 2)
+    monkeypatch.setattr(many, "PICTURES", 0)
+    found = list(many.examine(model.batches, many.named_files(scans)))
+    assert len(found) == 3
+    assert "left out" in found[2].row["error"]
+    assert all(each.picture is None for each in found)
+
+
+def test_a_table_starts_no_formula_in_a_spreadsheet():
+    text = many.to_csv([row("=1+1.png", "sick", 0.9), row("a,b.png", "sick", 0.9)])
+    assert [line.split(",")[0] for line in text.splitlines()] == ["path", "'=1+1.png", '"a']
+
+
+def test_figures_are_those_of_scikit_learn(tmp_path):
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, 2, 60), rng.random(60).round(1)
+    rows = [row(f"scans/{i}.png", LABELS[int(score >= 0.5)], score) for i, score in enumerate(scores)]
+    rows += [row("broken.png", "", 0, "it is no image"), row("unlike.png", "", 0.7), row("other.png", "sick", 0.8)]
+    named = [[f"{i}.png", LABELS[label]] for i, label in enumerate(truth)]
+    write_table(tmp_path / "labels.csv", ["path", "label"], *named, ["broken.png", "sick"], ["unlike.png", "sick"])
+    agreed = many.agreement(rows, LABELS, many.read_labels(tmp_path / "labels.csv"))
+    assert agreed.auc == pytest.approx(roc_auc_score([*truth, 1], [*scores, 0.7]))
+    assert sum(agreed.counts.values()) == 62
+    assert agreed.counts["sick", ""] == 2
+    assert agreed.counts["sick", "sick"] == int(((scores >= 0.5) & (truth == 1)).sum())
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        (["name", "label"], [["a.png", "sick"]], "columns path and label"),
+        (["path", "label"], [["other.png", "sick"]], "no true label was found"),
+        (["path", "label"], [["a.png", "ill"]], "the model knows normal, sick"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_in_one_line(tmp_path, columns, rows, message):
+    write_table(tmp_path / "labels.csv", columns, *rows)
+    with pytest.raises(InputError, match=message):
+        many.agreement([row("a.png", "sick", 0.9)], LABELS, many.read_labels(tmp_path / "labels.csv"))

@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from space.batches import Batches
+from space.card import Card
+from space.predictor import Answer, Predictor
+from space.texts import Texts
+from space.words import describe
+from tests.images import speckle
+
+TEXTS = Texts()
+
+
+@pytest.fixture(scope="module")
+def predictor(small_model):
+    return Predictor(small_model)
+
+
+def said(predictor, probability, threshold, distance=0.5, **more):
+    judge = SimpleNamespace(labels=["normal", "sick"], threshold=threshold)
+    judge.decide = lambda probabilities: Predictor.decide(judge, probabilities)
+    return describe(judge, Answer(np.array([1 - probability, probability]), distance, **more), TEXTS)
+
+
+def test_the_side_of_the_threshold_and_the_doubts_are_told(predictor):
+    sure = said(predictor, 0.9, 0.3)
+    assert sure.called == "The model calls this image sick"
+    assert "0.900, is above the threshold of 0.300" in sure.side
+    assert sure.doubts == []
+    assert "below" in said(predictor, 0.29, 0.3).side
+    assert "near the threshold" in said(predictor, 0.29, 0.3).doubts[0]
+    assert "unlike the training images" in said(predictor, 0.9, 0.3, distance=1.1).doubts[0]
+    assert str(said(predictor, 0.9, 0.3, distance=1.1)).startswith("It is unlike")
+
+
+def test_the_region_is_told_in_words(predictor):
+    saliency = np.zeros((9, 9))
+    saliency[:3, 6:] = 1
+    assert (
+        "speaks for sick lies mostly in the upper right of the image, on 1"
+        in said(predictor, 0.9, 0.3, saliency=saliency).where
+    )
+    assert said(predictor, 0.9, 0.3, saliency=-saliency).where == "Nothing in the image speaks for sick."
+
+
+def test_images_that_wait_together_are_answered_together_each_with_its_own(predictor):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+
+    batches = Batches(predictor)
+    images = [Image.fromarray(speckle(seed)).convert("RGB") for seed in range(12)]
+    ways = [(predictor.methods[seed % 2], seed % 3 % 2) for seed in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda pair: batches.answer(pair[0], *pair[1]), zip(images, ways, strict=True)))
+    for image, way, answer in zip(images, ways, found, strict=True):
+        expected = predictor.answer([image], *way)[0]
+        assert np.allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+        assert np.allclose(answer.saliency, expected.saliency, atol=1e-4)
+
+
+def test_one_that_cannot_be_answered_does_not_stop_the_others(predictor):
+    from PIL import Image
+
+    batches, good = Batches(predictor), Image.new("RGB", (60, 60))
+    with pytest.raises(Exception, match="classes|index|out of"):
+        batches.answer(good, predictor.methods[0], 99)
+    assert batches.answer(good).probabilities.sum() == pytest.approx(1)
+
+
+def test_the_card_gives_its_figures_and_only_its_own_pictures(small_model, tmp_path):
+    card = Card(small_model)
+    home, away = card.figures()
+    assert (home.name, home.at_home, away.name, away.at_home) == ("test", True, "external", False)
+    assert home.accuracy[:4].replace(".", "").isdigit()
+    assert "data:image/png;base64," in card.text()
+    assert "model-index" not in card.text()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "README.md").write_text(
+        "---\nlicense: mit\n---\n![a](../secret.png) ![b](https://x.org/b.png)"
+    )
+    assert Card(tmp_path / "folder").text().strip() == ""
+    assert Card(tmp_path / "folder").figures() == []
+    assert Card(tmp_path).text() == ""
