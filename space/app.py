@@ -217,7 +217,9 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
     """The page for a model that may still be loading; /predict and /predict_batch are its API."""
     page = Page(loading, texts)
     quiet = {"api_visibility": "private", "show_progress": "minimal"}
-    with gr.Blocks(title=texts("page.title"), analytics_enabled=False, delete_cache=(60, server.KEPT)) as blocks:
+    with gr.Blocks(
+        title=texts("page.title"), analytics_enabled=False, delete_cache=(server.SWEPT, server.KEPT)
+    ) as blocks:
         gr.HTML(f"<h1>{escape(texts('page.title'))}</h1><p>{escape(texts('page.notice'))}</p>", elem_id="notice")
         head = gr.HTML(f"<p>{escape(texts('page.loading'))}</p>", elem_id="head")
         with gr.Tab(texts("tabs.image")), gr.Row():
@@ -250,7 +252,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
         with gr.Tab(texts("tabs.clip")), gr.Row():
             with gr.Column(scale=1, min_width=280):
                 clip = gr.File(
-                    label=texts("tabs.clip"), file_types=sorted(clips.SUFFIXES | dicom.SUFFIXES), elem_id="clip"
+                    label=texts("clip.upload"), file_types=sorted(clips.SUFFIXES | dicom.SUFFIXES), elem_id="clip"
                 )
             with gr.Column(scale=3, min_width=320):
                 clip_seen = gr.HTML(stage.empty(texts("clip.empty")), js_on_load=stage.SCRIPT, elem_id="clip-seen")
@@ -304,7 +306,8 @@ def serve(loading: Future[Model], texts: Texts, **settings) -> gr.Blocks:
     blocks = build_page(loading, texts)
     settings = {"theme": THEME, "css_paths": HERE / "page.css", "footer_links": ["api"], "mcp_server": True} | settings
     with contextlib.redirect_stdout(io.StringIO()):  # it would announce the MCP server before there is a page
-        blocks.launch(quiet=True, prevent_thread_lock=True, **server.SETTINGS, **settings)
+        blocks.launch(quiet=True, prevent_thread_lock=True, **server.settings(), **settings)
+    server.sweep()
     return blocks
 
 
@@ -313,7 +316,7 @@ def main() -> None:
     model_id = os.environ.get("MODEL_ID")
     if not model_id:
         sys.exit("error: MODEL_ID is not set; give it a model folder or a Hub id")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end is that of Ctrl-C: what was uploaded is deleted
     try:
         texts = Texts(os.environ.get("PAGE_LANGUAGE", "en"))
         loading = ThreadPoolExecutor(1).submit(Model.load, model_id)

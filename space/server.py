@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
+import threading
+import time
+from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEPT = 600  # seconds for which an upload may lie on the disk; it is deleted then, and when the server ends
+SWEPT = 60  # seconds between two looks for what is older
 
 HEADERS = {
     # gradio's own page has scripts and styles in it and makes functions from text; everything comes from this server.
@@ -64,14 +69,30 @@ def keep_uploads_private() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
-# For gradio.Blocks.launch.
-SETTINGS = {
-    "app_kwargs": {"middleware": [Middleware(Headers)]},
-    "max_file_size": "200mb",
-    "ssr_mode": False,
-    "strict_cors": True,
-    "run_history": False,  # it would keep what was uploaded in the browser
-    "enable_monitoring": False,
-    "pwa": False,
-    "state_session_capacity": 100,
-}
+def sweep() -> None:
+    """From a thread of its own, delete what gradio's delete_cache does not know of: the raw uploads, which lie above
+    the folders that it keeps."""
+
+    def forever() -> None:
+        while True:
+            time.sleep(SWEPT)
+            for file in Path(os.environ["GRADIO_TEMP_DIR"]).glob("*"):
+                with contextlib.suppress(OSError):
+                    if file.is_file() and time.time() - file.stat().st_mtime > KEPT:
+                        file.unlink()
+
+    threading.Thread(target=forever, daemon=True, name="sweep").start()
+
+
+def settings() -> dict:
+    """For gradio.Blocks.launch, which changes what it is given."""
+    return {
+        "app_kwargs": {"middleware": [Middleware(Headers)]},
+        "max_file_size": "200mb",
+        "ssr_mode": False,
+        "strict_cors": True,
+        "run_history": False,  # it would keep what was uploaded in the browser
+        "enable_monitoring": False,
+        "pwa": False,
+        "state_session_capacity": 100,
+    }

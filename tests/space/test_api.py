@@ -1,7 +1,7 @@
 """The page's server as programs see it: two functions, many people at once, bad input, and what it tells browsers."""
 
+import base64
 import io
-import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +21,7 @@ from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
 from tests.images import speckle
+from tests.page import ask
 
 EXAMPLE = ROOT / "space" / "examples" / "synthetic-b-lines.png"
 
@@ -28,19 +29,6 @@ EXAMPLE = ROOT / "space" / "examples" / "synthetic-b-lines.png"
 @pytest.fixture(scope="module")
 def client(address):
     return Client(address, verbose=False)
-
-
-def ask(address: str, name: str, data: bytes, api: str = "predict", **more) -> list:
-    """Upload a file and ask /predict or /predict_batch over plain HTTP; raises ValueError with what is refused."""
-    with httpx.Client(base_url=f"{address}/gradio_api", timeout=60) as http:
-        path = http.post("/upload", files={"files": (name, data)}).raise_for_status().json()[0]
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        given = [file, "", ""] if api == "predict" else [[file]]
-        event = http.post(f"/call/{api}", json={"data": given}).raise_for_status().json()["event_id"]
-        kind, answer = http.get(f"/call/{api}/{event}").text.strip().split("\n")[-2:]
-    if kind != "event: complete":
-        raise ValueError(answer)
-    return json.loads(answer.removeprefix("data: "))
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -89,10 +77,9 @@ def test_agents_find_and_use_it(address):
         ):
             await session.initialize()
             tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-            return tools, await session.call_tool("predict", {"image": f"{address}/gradio_api/file={copy}"})
+            return tools, await session.call_tool("predict", {"image": f"data:image/png;base64,{picture}"})
 
-    with httpx.Client(base_url=f"{address}/gradio_api") as http:
-        copy = http.post("/upload", files={"files": (EXAMPLE.name, EXAMPLE.read_bytes())}).json()[0]
+    picture = base64.b64encode(EXAMPLE.read_bytes()).decode()
     tools, answer = anyio.run(use)
     assert set(tools) == {"predict", "predict_batch"}
     assert not answer.isError

@@ -5,17 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from space import app, texts
+from space import app, server, texts
 from space.errors import InputError
-from space.server import KEPT
 from tests.conftest import ROOT
+from tests.page import ask
 
 EXAMPLES = ROOT / "space" / "examples"
 
@@ -45,6 +47,7 @@ def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(smal
         )[2]
         kept = [path for path in (tmp_path / "tmp").rglob("*.png")]
         process.terminate()
+        process.wait(30)
     assert re.search("calls this image (normal|sick)", said)
     assert kept
     assert process.returncode == 0
@@ -59,13 +62,22 @@ def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(smal
     }
 
 
-def test_uploads_are_deleted_after_a_while():
-    from concurrent.futures import Future
+def test_uploads_and_overlays_are_deleted_after_a_while(model, monkeypatch):
+    monkeypatch.setattr(server, "SWEPT", 1)
+    monkeypatch.setattr(server, "KEPT", 1)
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    before = files_below(os.environ["GRADIO_TEMP_DIR"])
+    ask(blocks.local_url.rstrip("/"), "a-scan-of-somebody.png", (EXAMPLES / "synthetic-normal.png").read_bytes())
+    assert files_below(os.environ["GRADIO_TEMP_DIR"]) > before
+    end = time.monotonic() + 20
+    while files_below(os.environ["GRADIO_TEMP_DIR"]) - before and time.monotonic() < end:
+        time.sleep(0.2)
+    assert files_below(os.environ["GRADIO_TEMP_DIR"]) - before == set()
+    blocks.close()
 
-    from space.app import build_page
-    from space.texts import Texts
 
-    assert build_page(Future(), Texts()).delete_cache == (60, KEPT)
+def files_below(folder):
+    return {path for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def test_a_missing_model_is_one_line(tmp_path, monkeypatch):
@@ -115,7 +127,7 @@ def test_every_text_is_used_and_every_one_that_is_used_is_there():
     sections = tomllib.loads((texts.FILES / "en.toml").read_text())
     there = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
     code = "".join(file.read_text() for file in (ROOT / "space").glob("*.py"))
-    named = set(re.findall(rf'"((?:{"|".join(sections)})\.\w+)"', code))
+    named = set(re.findall(rf"""["']((?:{"|".join(sections)})\.\w+)["']""", code))
     assert named - {"page.css"} <= there
     made = {key for key in there if key.partition(".")[0] in {"places", "methods"}}  # by numbers and names
     made |= {"stage.divider", "stage.strength", "answer.called", "clip.called"}

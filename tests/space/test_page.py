@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
+from space import app
+from space.texts import Texts
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
@@ -184,3 +187,21 @@ def test_the_card_stands_in_about(page):
     page.wait_for_function("document.querySelectorAll('#about img').length >= 4")
     assert np.all(about.locator("img").evaluate_all("images => images.map(image => image.naturalWidth > 100)"))
     expect_it_can_be_used(page, "about")
+
+
+def test_a_cold_start_and_a_full_queue_are_said(browser, model, monkeypatch):
+    monkeypatch.setattr(app, "WAITING", 1)
+    monkeypatch.setattr(app, "ANSWERED", 1)
+    loading = Future()
+    blocks = app.serve(loading, Texts())
+    page = browser.new_page()
+    page.goto(blocks.local_url)
+    expect(page.locator("#head")).to_contain_text("The model is being loaded", timeout=20_000)
+    for name in ("normal", "effusion", "b lines"):
+        page.get_by_role("button", name=f"synthetic {name}", exact=True).click()
+    expect(page.locator(".toast-body").first).to_contain_text("busy. Please try again", timeout=20_000)
+    loading.set_result(model)
+    page.reload()
+    expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+    page.close()
+    blocks.close()
