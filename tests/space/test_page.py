@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
 from tests.images import speckle, write_table
+from tests.page import ask
 
 EXAMPLES = ROOT / "space" / "examples"
 CALLED = re.compile("calls this image (normal|sick)")
@@ -197,11 +198,15 @@ def test_a_cold_start_and_a_full_queue_are_said(browser, model, monkeypatch):
     page = browser.new_page()
     page.goto(blocks.local_url)
     expect(page.locator("#head")).to_contain_text("The model is being loaded", timeout=20_000)
-    for name in ("normal", "effusion", "b lines"):
-        page.get_by_role("button", name=f"synthetic {name}", exact=True).click()
+    people, address, picture = ThreadPoolExecutor(4), blocks.local_url.rstrip("/"), EXAMPLES / "synthetic-normal.png"
+    asked = [people.submit(ask, address, picture.name, picture.read_bytes()) for _ in range(4)]
+    refused = wait(asked, timeout=20, return_when=FIRST_EXCEPTION).done.pop()
+    assert refused.exception().response.status_code == 503
+    page.get_by_text("synthetic normal").click()
     expect(page.locator(".toast-body").first).to_contain_text("busy. Please try again", timeout=20_000)
     loading.set_result(model)
     page.reload()
     expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
     page.close()
+    people.shutdown()
     blocks.close()
