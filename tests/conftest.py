@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="chest-opacity-tests-")
@@ -19,6 +20,7 @@ os.environ |= {
 }
 
 import pytest
+from filelock import FileLock
 
 from tests.fits import GROUP_NORM, save_base
 from training import train
@@ -48,12 +50,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "demo" not in item.fixturenames)
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first test process to want it makes for all."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_phantom(tmp_path_factory) -> Path:
     """The phantom at an eighth of its size, as a folder."""
-    folder = tmp_path_factory.mktemp("phantom") / "data"
-    write_phantom(folder, scale=0.125)
-    return folder
+    return made_once(tmp_path_factory, "phantom", lambda folder: write_phantom(folder, scale=0.125))
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +81,8 @@ def small_base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_model(small_phantom, tmp_path_factory) -> Path:
     """A model folder trained for two epochs on the small phantom. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    train.main([str(RECIPES / "phantom.yaml"), "--data", str(small_phantom), "--output_dir", str(folder), *SMALL])
-    return folder
+    recipe = [str(RECIPES / "phantom.yaml"), "--data", str(small_phantom), *SMALL]
+    return made_once(tmp_path_factory, "small", lambda folder: train.main([*recipe, "--output_dir", str(folder)]))
 
 
 class Demo:
