@@ -1,0 +1,185 @@
+"""What is behind the page's parts: from what a person gives to what is shown, and from a program's files to answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from space import clips, many, server, stage
+from space.batches import Batches
+from space.card import Card
+from space.errors import InputError
+from space.images import load_image
+from space.predictor import Predictor
+from space.saliency import overlay
+from space.texts import Texts
+from space.words import describe
+
+FRAMES = 24  # of a clip
+PROGRESS = gr.Progress()
+
+
+class Model(NamedTuple):
+    """What the page needs of a model, once it is loaded."""
+
+    name: str
+    batches: Batches
+    card: Card
+
+    @property
+    def predictor(self) -> Predictor:
+        return self.batches.predictor
+
+    @classmethod
+    def load(cls, model_id: str) -> Model:
+        """From a folder or the Hub, and ready to answer at once. Raises InputError."""
+        predictor = Predictor(model_id)
+        predictor.answer([Image.new("RGB", (64, 64))], predictor.methods[0])  # the first pass is slow
+        return cls(Path(model_id).name, Batches(predictor), Card(model_id))
+
+
+class Page:
+    """What is behind the page's components. A request that comes before the model is loaded waits for it."""
+
+    def __init__(self, loading: Future[Model], texts: Texts):
+        self._loading, self.texts = loading, texts
+
+    @property
+    def model(self) -> Model:
+        return self._loading.result()
+
+    def head(self) -> tuple[str, dict, dict]:
+        """The line about the model, and the choices of class and method that it allows."""
+        predictor, texts = self.model.predictor, self.texts
+        figures = [
+            texts(
+                "page.figure",
+                where=texts("page.home" if each.at_home else "page.elsewhere", name=each.name),
+                accuracy=each.accuracy,
+                auc=each.auc,
+            )
+            for each in self.model.card.figures()
+        ]
+        lines = [texts("page.model", name=self.model.name), *(figures or [texts("page.no_figures")])]
+        told = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        classes = [(texts("image.called"), -1), *((label, index) for index, label in enumerate(predictor.labels))]
+        methods = [(texts(f"methods.{method}"), method) for method in predictor.methods]
+        return (
+            f"<ul>{told}</ul>",
+            gr.Radio(choices=classes, value=-1),
+            gr.Radio(choices=methods, value=predictor.methods[0]),
+        )
+
+    def see(self, file: str | None, shown: int | None, method: str | None) -> tuple[str, Image.Image | None]:
+        """A new image: the stage with the answer, and the image for whoever wants another class or method."""
+        if file is None:
+            return stage.empty(self.texts("image.empty")), None
+        try:
+            image = load_image(file)
+        except InputError as reason:
+            return stage.refusal(str(reason)), None
+        return self.see_again(image, shown, method), image
+
+    def see_again(self, image: Image.Image | None, shown: int | None, method: str | None) -> str:
+        """The same image with the map of another class or by another method."""
+        if image is None:
+            return stage.empty(self.texts("image.empty"))
+        label = shown if shown in range(len(self.model.predictor.labels)) else None
+        answer = self.model.batches.answer(image, method or self.model.predictor.methods[0], label)
+        return stage.image_stage(self.model.predictor, image, answer, self.texts, label)
+
+    def see_clip(self, file: str | None, progress=PROGRESS) -> str:
+        """A clip: its answer, and that for each of its frames on a time line."""
+        if file is None:
+            return stage.empty(self.texts("clip.empty"))
+        try:
+            frames = clips.read_frames(Path(file), FRAMES)
+        except InputError as reason:
+            return stage.refusal(str(reason))
+        method = self.model.predictor.methods[0]
+        with ThreadPoolExecutor() as pool:
+            answers = pool.map(lambda frame: self.model.batches.answer(frame[1], method), frames)
+            answers = list(progress.tqdm(answers, total=len(frames)))
+        return stage.clip_stage(self.model.predictor, frames, answers, self.texts)
+
+    def see_many(
+        self, files: list[str] | None, folder: list[str] | None, labels: str | None, progress=PROGRESS
+    ) -> tuple[str, str, pd.DataFrame | None]:
+        """Many files: what there is to say of them together, pictures of the first, and a row for each."""
+        files = [*(files or []), *(folder or [])]
+        if not files:
+            return stage.refusal(self.texts("many.none")), "", None
+        try:
+            truth = many.read_labels(labels) if labels else None
+            found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
+            rows = [each.row for each in found]
+            agreed = many.agreement(rows, self.model.predictor.labels, truth) if truth is not None else None
+        except InputError as reason:
+            return stage.refusal(str(reason)), "", None
+        summary = stage.summary(rows, self.model.predictor.labels, agreed, many.to_csv(rows), self.texts)
+        return summary, stage.gallery(found, self.texts), pd.DataFrame(rows).drop(columns=["group", "threshold"])
+
+    def about(self) -> str:
+        """What the page does, and the model's card."""
+        text = self.texts("about.text", minutes=server.KEPT // 60)
+        return text + (self.model.card.text() or self.texts("about.no_card"))
+
+    def predict(self, image: str, shown: str = "", method: str = "") -> tuple[dict, Image.Image, str, dict]:
+        """Classify a chest image and show which part of it speaks for the answer. Not for medical use.
+
+        Args:
+            image: an image file (JPEG, PNG, TIFF, BMP, WebP) or a DICOM file
+            shown: the class that the overlay speaks for; empty: the one that the image is called
+            method: how the overlay is made: cam, grad_cam, integrated_gradients or occlusion; empty: the best one
+
+        Returns:
+            label: the class with the highest probability, and the calibrated probability of each; overlay: the image
+            with what speaks for the class; said: the answer in words; answer: prediction (empty where the model
+            abstains), probabilities, threshold, abstained, distance (above 1: unlike the training images)
+        """
+        predictor = self.model.predictor
+        if shown and shown not in predictor.labels:
+            raise gr.Error(f"shown is {shown!r}; expected one of {', '.join(predictor.labels)}", print_exception=False)
+        if method and method not in predictor.methods:
+            raise gr.Error(
+                f"method is {method!r}; expected one of {', '.join(predictor.methods)}", print_exception=False
+            )
+        try:
+            picture = load_image(image)
+        except InputError as reason:
+            raise gr.Error(str(reason), print_exception=False) from None
+        label = predictor.labels.index(shown) if shown else None
+        found = self.model.batches.answer(picture, method or predictor.methods[0], label)
+        probabilities = dict(zip(predictor.labels, found.probabilities.tolist(), strict=True))
+        called = predictor.labels[predictor.decide(found.probabilities[None])[0]]
+        answer = {
+            "prediction": "" if found.abstained else called,
+            "probabilities": probabilities,
+            "threshold": predictor.threshold,
+            "abstained": found.abstained,
+            "distance": None if np.isnan(found.distance) else found.distance,
+        }
+        said = str(describe(predictor, found, self.texts, label))
+        return probabilities, overlay(picture, found.saliency), said, answer
+
+    def predict_batch(self, files: list[str]) -> tuple[pd.DataFrame, str]:
+        """Classify many chest images, DICOM files, clips, or zip files of them. Not for medical use.
+
+        Args:
+            files: the files; of a clip the mean of its frames is answered, a zip or tar counts as what it holds
+
+        Returns:
+            rows: for each file in order path, group, prediction, probability_LABEL of each class, threshold, abstained
+            and error; csv: the same as the text of a CSV file
+        """
+        if not files:
+            raise gr.Error(self.texts("many.none"), print_exception=False)
+        rows = [each.row for each in many.examine(self.model.batches, many.named_files(files))]
+        return pd.DataFrame(rows), many.to_csv(rows)
