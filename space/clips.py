@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
+FORMATS = "avi,gif,matroska,mov,mpeg,mpegts,mpegvideo"  # not those that name other files, such as playlists
 DECODED_WHOLE = 2_000  # frames; of longer clips only what is near the wanted frames is decoded
 
 
@@ -23,29 +25,37 @@ def import_av():
     return av
 
 
-def is_clip(path: Path) -> bool:
-    """Whether a file holds several frames: a clip by its suffix, or a DICOM file by what it says of itself."""
-    if path.suffix.lower() in SUFFIXES:
+def is_clip(source: Path | bytes, name: str = "") -> bool:
+    """Whether a file holds several frames: a clip by its suffix, or a DICOM file by what it says of itself.
+
+    name: what a file that is given as bytes is called.
+    """
+    if _suffix(source, name) in SUFFIXES:
         return True
-    return path.is_file() and is_dicom(path) and DicomFile(path).frames > 1
+    return (isinstance(source, bytes) or source.is_file()) and is_dicom(source) and DicomFile(source).frames > 1
 
 
-def read_frames(path: Path, count: int) -> list[tuple[int, Image.Image]]:
+def read_frames(source: Path | bytes, count: int, name: str = "") -> list[tuple[int, Image.Image]]:
     """At most `count` evenly spaced frames of a file for which `is_clip` holds, as of `read_clip`."""
-    return read_clip(path, count) if path.suffix.lower() in SUFFIXES else DicomFile(path).spread(count)
+    return read_clip(source, count) if _suffix(source, name) in SUFFIXES else DicomFile(source).spread(count)
 
 
-def read_clip(path: Path, count: int) -> list[tuple[int, Image.Image]]:
+def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]:
     """At most `count` evenly spaced frames, first and last included, as (number in the clip, RGB image).
 
     Raises InputError when the file is no clip that can be read, or PyAV is not installed.
     """
     av = import_av()
+
+    def opened():
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        return av.open(file, options={"format_whitelist": FORMATS})
+
     try:
-        with av.open(str(path)) as container:
+        with opened() as container:
             total = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
         wanted = np.unique(np.linspace(0, max(total - 1, 0), count).round().astype(int)).tolist()
-        with av.open(str(path)) as container:
+        with opened() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             frames = _walk(container, stream, wanted) if total <= DECODED_WHOLE else _jump(container, stream, wanted)
@@ -54,6 +64,10 @@ def read_clip(path: Path, count: int) -> list[tuple[int, Image.Image]]:
     if not frames:
         raise InputError("the clip holds no frame that can be read")
     return frames
+
+
+def _suffix(source: Path | bytes, name: str) -> str:
+    return (Path(name) if isinstance(source, bytes) else source).suffix.lower()
 
 
 def _walk(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
