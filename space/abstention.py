@@ -20,13 +20,13 @@ AXES = 32  # principal axes that are kept of each stage
 LIMIT = 3.0  # usual distances from which on an image is unlike the training images
 
 
-def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """Channels of each stage averaged over the picture, on a logarithmic scale: (images, channels) each.
 
     hidden_states: (images, channels, rows, columns) of convolutional networks, (images, tokens, channels) of others.
     """
-    means = [state.float().mean(dim=(2, 3) if state.ndim == 4 else 1).cpu().numpy() for state in hidden_states]
-    return [np.sign(mean) * np.log1p(np.abs(mean)) for mean in means]
+    means = [state.float().mean(dim=(2, 3) if state.ndim == 4 else 1) for state in hidden_states]
+    return [mean.sign() * mean.abs().log1p() for mean in means]
 
 
 class Abstention:

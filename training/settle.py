@@ -68,8 +68,8 @@ def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.nd
     logits, features = [], []
     for first in tqdm(range(0, len(rows), BATCH), desc="looking again", unit="batch", leave=False):
         batch = images.select(range(first, min(first + BATCH, len(rows))))
-        seen = predictor.look(predictor.pixel_values([load_image(each) for each in batch["image"]]))
-        logits.append(seen[0].float().cpu().numpy())
+        seen = predictor.look([load_image(each) for each in batch["image"]])
+        logits.append(seen[0])
         features.append(seen[1])
     return np.concatenate(logits), [np.concatenate(stage) for stage in zip(*features, strict=True)]
 

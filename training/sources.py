@@ -28,7 +28,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 
 from space import clips
-from space.clips import import_av, read_clip
+from space.clips import FRAMES, import_av, read_clip
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.images import SUFFIXES
@@ -36,7 +36,6 @@ from training import phantom, ultrasound
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
-FRAMES = 8  # of a clip, where nothing else is said
 PART_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
