@@ -129,18 +129,18 @@ class Predictor:
         self,
         sources: Iterable[Source | InputError],
         method: str | None = None,
-        show: Callable[[Source, Image.Image, Answer], None] | None = None,
+        show: Callable[[int, Image.Image, Answer], None] | None = None,
     ) -> Iterator[Answer | InputError]:
         """Predict files of any number in order: what the model says of each, or why it cannot be read.
 
         A clip, or a DICOM file of many frames, gets one answer for its evenly spaced frames. A reason among the sources
         comes back in its place. Every core decodes, scales and computes for itself; no more than a few batches are
-        ahead of the answers that were taken. show: called from several threads with each file, and, by `method`, the
-        answer and saliency of its image, or of the frame that is most surely what the clip is called.
+        ahead of the answers that were taken. show: called from several threads with each file's number from 0, its
+        image, or the frame that is most surely what the clip is called, and what the model says of that by `method`.
         """
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
-        sources, ahead = iter(sources), deque()
+        sources, ahead = enumerate(sources), deque()
         try:
             while True:
                 while len(ahead) < 2 * cores() and (batch := list(islice(sources, BATCH))):
@@ -152,13 +152,15 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
-    def _answer_files(self, sources: Sequence[Source | InputError], method, show) -> list[Answer | InputError]:
-        files = [_frames_or_reason(source) for source in sources]
+    def _answer_files(
+        self, sources: Sequence[tuple[int, Source | InputError]], method, show
+    ) -> list[Answer | InputError]:
+        files = [_frames_or_reason(source) for _, source in sources]
         images = [image for frames in files if isinstance(frames, list) for image in frames]
         batches = (images[first : first + BATCH] for first in range(0, len(images), BATCH))
         answers = iter([answer for batch in batches for answer in self.answer(batch, method)])
         told = []
-        for source, frames in zip(sources, files, strict=True):
+        for (number, _), frames in zip(sources, files, strict=True):
             if isinstance(frames, InputError):
                 told.append(frames)
                 continue
@@ -167,7 +169,7 @@ class Predictor:
             if show:
                 called = self.decide(told[-1].probabilities[None])[0]
                 surest = max(range(len(each)), key=lambda n: each[n].probabilities[called])
-                show(source, frames[surest], each[surest])
+                show(number, frames[surest], each[surest])
         return told
 
     def pool(self, answers: Sequence[Answer]) -> Answer:
