@@ -56,6 +56,7 @@ class Predictor:
     labels: the names of the classes by index; the last one is the positive one.
     threshold: with two classes, the least probability of the positive one that is called positive (config.json).
     methods: of `space.saliency`, those that the network allows, the best one first.
+    run: the network, as one of `space.runtimes`.
     """
 
     def __init__(self, model_id: str | Path, runtime: str = "torch", precision: str = "float32", bulk: bool = False):
@@ -81,11 +82,11 @@ class Predictor:
             ) from None
         finally:
             logging.enable_progress_bar()
-        self.abstention = Abstention.load(folder)
+        self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
         device = _device()
         self.model.to(device, memory_format=torch.channels_last)
         network = Network(self.model, self.processor).eval().to(device)
-        self._run = load_runtime(runtime, precision, Path(folder), network, bulk)
+        self.run = load_runtime(runtime, precision, Path(folder), network, bulk)
         self._turn = threading.Lock() if device.type != "cpu" else nullcontext()  # an accelerator does one at a time
         config = self.model.config
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
@@ -95,6 +96,10 @@ class Predictor:
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Preprocess RGB images: float32, (images, 3, height, width), where the model is."""
         return self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
+
+    def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """RGB images at the size of the network's input, as `run` takes them: uint8, (images, 3, height, width)."""
+        return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
 
     def answer(
         self, images: Sequence[Image.Image], method: str | None = None, label: int | None = None
@@ -120,9 +125,9 @@ class Predictor:
 
     def look(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
         """One forward pass: logits (images, classes), stage features, and class activation maps where there are any."""
-        pixels = self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels = self.pixels(images)
         with self._turn:
-            logits, *rest = self._run(pixels["pixel_values"])
+            logits, *rest = self.run(pixels)
         return (logits, rest[:-1], rest[-1]) if "cam" in self.methods else (logits, rest, None)
 
     def stream(

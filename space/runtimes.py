@@ -56,8 +56,8 @@ def check_mode(runtime: str, precision: str) -> None:
         raise InputError(f"{runtime} in {precision}: there is no such mode; expected one of {known}")
 
 
-def load_runtime(runtime: str, precision: str, folder: Path, network: Network, bulk: bool) -> Run:
-    """What runs pixels in a mode of PRECISIONS.
+def load_runtime(runtime: str, precision: str, folder: Path, network: Network | None, bulk: bool) -> Run:
+    """What runs pixels in a mode of PRECISIONS; network is what torch runs.
 
     bulk: it is called from as many threads as there are cores, and each call is to take one of them; otherwise one
     call takes all cores. Raises InputError when the runtime is not installed or nothing was exported for it.
@@ -76,7 +76,7 @@ def load_runtime(runtime: str, precision: str, folder: Path, network: Network, b
     except ImportError:
         package = "onnxruntime" if runtime == "onnx" else "openvino"
         raise InputError(f"--runtime {runtime} needs {package}: pip install {package}") from None
-    except RuntimeError as error:
+    except Exception as error:  # the runtimes' own have no class in common
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: cannot be loaded, export the model again ({reason})") from None
 
@@ -117,6 +117,7 @@ def _openvino(file: Path, precision: str, bulk: bool) -> Run:
         "INFERENCE_NUM_THREADS": cores(),
         "NUM_STREAMS": cores() if bulk else 1,
     }
+    assert openvino.Tensor(np.zeros(1, np.uint8)).data.size  # two threads that are the first to do so wait for ever
     compiled = openvino.Core().compile_model(file, "CPU", settings)
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
