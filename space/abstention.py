@@ -15,18 +15,23 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-FILE = "abstention.safetensors"
+FILE = "abstention.safetensors"  # of the weights in float32
 AXES = 32  # principal axes that are kept of each stage
 LIMIT = 3.0  # usual distances from which on an image is unlike the training images
 
 
-def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """Channels of each stage averaged over the picture, on a logarithmic scale: (images, channels) each.
 
     hidden_states: (images, channels, rows, columns) of convolutional networks, (images, tokens, channels) of others.
     """
-    means = [state.float().mean(dim=(2, 3) if state.ndim == 4 else 1).cpu().numpy() for state in hidden_states]
-    return [np.sign(mean) * np.log1p(np.abs(mean)) for mean in means]
+    means = [state.float().mean(dim=(2, 3) if state.ndim == 4 else 1) for state in hidden_states]
+    return [mean.sign() * mean.abs().log1p() for mean in means]
+
+
+def file_of(mode: str) -> str:
+    """The file for a way to compute that moves features by more than they differ among images, such as onnx_int8."""
+    return f"abstention_{mode}.safetensors"
 
 
 class Abstention:
@@ -60,10 +65,10 @@ class Abstention:
         return found
 
     @classmethod
-    def load(cls, folder: str | Path) -> Abstention | None:
-        """What lies in a model folder; None where nothing does."""
-        path = Path(folder) / FILE
-        return cls(load_file(path)) if path.is_file() else None
+    def load(cls, folder: str | Path, mode: str = "") -> Abstention | None:
+        """What lies in a model folder; None where nothing does. mode: of `space.runtimes`, that has perhaps its own."""
+        files = (Path(folder) / name for name in (file_of(mode), FILE))
+        return next((cls(load_file(path)) for path in files if path.is_file()), None)
 
     def distances(self, features: list[np.ndarray]) -> np.ndarray:
         """Of stage features: (images,), in units of the largest distance that is accepted."""

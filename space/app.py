@@ -1,6 +1,7 @@
 """The page: an image, a clip or many of them in; the answer, its reason and its doubts out.
 
 MODEL_ID=user/name python app.py        # or the path of a model folder
+MODEL_ID=user/name RUNTIME=openvino PRECISION=int8 python app.py        # what was exported into it
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end is that of Ctrl-C: what was uploaded is deleted
     try:
         texts = Texts(os.environ.get("PAGE_LANGUAGE", "en"))
-        loading = ThreadPoolExecutor(1).submit(Model.load, model_id)
+        mode = os.environ.get("RUNTIME", "torch"), os.environ.get("PRECISION", "float32")
+        loading = ThreadPoolExecutor(1).submit(Model.load, model_id, *mode)
         blocks = serve(loading, texts, share=os.environ.get("GRADIO_SHARE") == "True")
         loading.result()
     except InputError as error:

@@ -10,8 +10,10 @@ from PIL import Image
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
+from space.images import load_image
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
+FRAMES = 24  # of a clip that is predicted: their mean is its answer
 FORMATS = "avi,gif,matroska,mov,mpeg,mpegts,mpegvideo"  # not those that name other files, such as playlists
 DECODED_WHOLE = 2_000  # frames; of longer clips only what is near the wanted frames is decoded
 
@@ -38,6 +40,20 @@ def is_clip(source: Path | bytes, name: str = "") -> bool:
 def read_frames(source: Path | bytes, count: int, name: str = "") -> list[tuple[int, Image.Image]]:
     """At most `count` evenly spaced frames of a file for which `is_clip` holds, as of `read_clip`."""
     return read_clip(source, count) if _suffix(source, name) in SUFFIXES else DicomFile(source).spread(count)
+
+
+def load_frames(source: str | Path | bytes | dict, count: int = FRAMES) -> list[Image.Image]:
+    """A file as RGB images: at most `count` of a clip or a DICOM file of many frames, and one of any other.
+
+    source is as for `load_image`; of a dict with bytes, path is its name. Raises InputError as that does.
+    """
+    name = str(source["path"] or "") if isinstance(source, dict) else ""
+    if isinstance(source, dict):
+        source = source["bytes"] if source["bytes"] is not None else source["path"]
+    source = source if isinstance(source, bytes) else Path(source)
+    if is_clip(source, name):
+        return [frame for _, frame in read_frames(source, count, name)]
+    return [load_image(source)]
 
 
 def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]:

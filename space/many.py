@@ -15,14 +15,12 @@ from PIL import Image
 
 from space.archives import is_archive, read_archive
 from space.batches import Batches
-from space.clips import is_clip, read_frames
+from space.clips import load_frames
 from space.errors import InputError
-from space.images import load_image
 from space.predictor import BATCH, Answer
 from space.rows import row
 from space.saliency import overlay
 
-FRAMES = 8  # of a clip
 MOST_FILES = 1_000
 MOST_BYTES = 2 << 30  # unpacked, of one archive
 PICTURES = 60  # that are shown
@@ -43,7 +41,7 @@ class Agreement(NamedTuple):
     auc: float | None
 
 
-def named_files(paths: Sequence[str]) -> Iterator[tuple[str, Path | bytes | InputError]]:
+def named_files(paths: Sequence[str]) -> Iterator[tuple[str, Path | dict | InputError]]:
     """Uploaded files by their names, archives as what they hold; after MOST_FILES only the line that there are more."""
     given = (pair for path in map(Path, paths) for pair in _contents(path))
     yield from islice(given, MOST_FILES)
@@ -51,32 +49,28 @@ def named_files(paths: Sequence[str]) -> Iterator[tuple[str, Path | bytes | Inpu
         yield left[0], InputError(f"this and what follows is left out: {MOST_FILES:,} files are answered at once")
 
 
-def _contents(path: Path) -> Iterator[tuple[str, Path | bytes | InputError]]:
+def _contents(path: Path) -> Iterator[tuple[str, Path | dict | InputError]]:
     if not is_archive(path):
         yield path.name, path
         return
     try:
-        yield from read_archive(path, MOST_BYTES)
+        for name, content in read_archive(path, MOST_BYTES):
+            yield name, content if isinstance(content, InputError) else {"path": name, "bytes": content}
     except InputError as reason:
         yield path.name, reason
 
 
-def examine(batches: Batches, files: Iterable[tuple[str, Path | bytes | InputError]]) -> Iterator[Found]:
+def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputError]]) -> Iterator[Found]:
     """What there is to say of each file, in order; clips count as one, with the mean of their frames' logits."""
     method = batches.predictor.methods[0]
 
-    def look(name: str, source: Path | bytes | InputError) -> tuple[dict, Image.Image | None]:
+    def look(name: str, source: Path | dict | InputError) -> tuple[dict, Image.Image | None]:
         try:
             if isinstance(source, InputError):
                 raise source
-            if is_clip(source, name):
-                images = [image for _, image in read_frames(source, FRAMES, name)]
-                answers = [batches.answer(image, method) for image in images]
-                answer = batches.predictor.pool(answers)
-            else:
-                images, answers = [load_image(source)], []
-                answers = [batches.answer(images[0], method)]
-                answer = answers[0]
+            images = load_frames(source)
+            answers = [batches.answer(image, method) for image in images]
+            answer = answers[0] if len(answers) == 1 else batches.predictor.pool(answers)
         except InputError as reason:
             return row(batches.predictor, name, reason), None
         return row(batches.predictor, name, answer), _thumbnail(images[0], answers[0])

@@ -22,7 +22,6 @@ from space.saliency import overlay
 from space.texts import Texts
 from space.words import describe
 
-FRAMES = 24  # of a clip
 PROGRESS = gr.Progress()
 
 
@@ -38,9 +37,9 @@ class Model(NamedTuple):
         return self.batches.predictor
 
     @classmethod
-    def load(cls, model_id: str) -> Model:
-        """From a folder or the Hub, and ready to answer at once. Raises InputError."""
-        predictor = Predictor(model_id)
+    def load(cls, model_id: str, runtime: str = "torch", precision: str = "float32") -> Model:
+        """From a folder or the Hub, in a mode of `space.runtimes`, and ready to answer at once. Raises InputError."""
+        predictor = Predictor(model_id, runtime, precision)
         predictor.answer([Image.new("RGB", (64, 64))], predictor.methods[0])  # the first pass is slow
         return cls(Path(model_id).name, Batches(predictor), Card(model_id))
 
@@ -100,7 +99,7 @@ class Page:
         if file is None:
             return stage.empty(self.texts("clip.empty"))
         try:
-            frames = clips.read_frames(Path(file), FRAMES)
+            frames = clips.read_frames(Path(file), clips.FRAMES)
         except InputError as reason:
             return stage.refusal(str(reason))
         method = self.model.predictor.methods[0]

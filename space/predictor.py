@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +20,16 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
 from space import mlp_head  # noqa: F401  so that a model with that head loads without its own copy of the code
-from space.abstention import Abstention, stage_features
+from space.abstention import Abstention
+from space.clips import load_frames
 from space.errors import InputError
-from space.images import load_image
-from space.saliency import class_maps, methods_for, pooled_features, saliency_maps
+from space.runtimes import Network, check_mode, cores, exported_name, load_runtime
+from space.saliency import methods_for, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
 LEAST = 1e-12  # probability whose logarithm is taken
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
+Source = str | Path | bytes | dict
 
 
 class Answer(NamedTuple):
@@ -51,15 +56,22 @@ class Predictor:
     labels: the names of the classes by index; the last one is the positive one.
     threshold: with two classes, the least probability of the positive one that is called positive (config.json).
     methods: of `space.saliency`, those that the network allows, the best one first.
+    run: the network, as one of `space.runtimes`.
     """
 
-    def __init__(self, model_id: str | Path):
-        """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier."""
+    def __init__(self, model_id: str | Path, runtime: str = "torch", precision: str = "float32", bulk: bool = False):
+        """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier.
+
+        runtime, precision: a mode of `space.runtimes.PRECISIONS`; others than torch run what was exported into the
+        folder. bulk: they are for `stream`, where every core takes images of its own, and not for single ones.
+        """
+        check_mode(runtime, precision)
         logging.disable_progress_bar()
         try:
             folder = model_id
             if not Path(model_id).is_dir():  # one commit's files, and those of the cache when the Hub does not answer
-                folder = snapshot_download(str(model_id), allow_patterns=FILES, ignore_patterns="*/*")
+                exported = [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
+                folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
             self.processor = AutoImageProcessor.from_pretrained(folder)
             self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
         except (HTTPError, OSError, ValueError) as error:
@@ -70,8 +82,12 @@ class Predictor:
             ) from None
         finally:
             logging.enable_progress_bar()
-        self.abstention = Abstention.load(folder)
-        self.model.to(_device(), memory_format=torch.channels_last)  # faster convolutions, the same sums
+        self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
+        device = _device()
+        self.model.to(device, memory_format=torch.channels_last)
+        network = Network(self.model, self.processor).eval().to(device)
+        self.run = load_runtime(runtime, precision, Path(folder), network, bulk)
+        self._turn = threading.Lock() if device.type != "cpu" else nullcontext()  # an accelerator does one at a time
         config = self.model.config
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.threshold = float(getattr(config, "threshold", 0.5))
@@ -81,6 +97,10 @@ class Predictor:
         """Preprocess RGB images: float32, (images, 3, height, width), where the model is."""
         return self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
 
+    def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """RGB images at the size of the network's input, as `run` takes them: uint8, (images, 3, height, width)."""
+        return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+
     def answer(
         self, images: Sequence[Image.Image], method: str | None = None, label: int | None = None
     ) -> list[Answer]:
@@ -88,35 +108,77 @@ class Predictor:
 
         label: the class's index; by default that which the image is called.
         """
-        pixels = self.pixel_values(images)
-        logits, features, maps = self.look(pixels)
-        probabilities = logits.cpu().double().softmax(dim=-1).numpy()
+        logits, features, maps = self.look(images)
+        probabilities = torch.from_numpy(logits).double().softmax(dim=-1).numpy()
         distances = self.abstention.distances(features) if self.abstention else np.full(len(images), np.nan)
         shown = [None] * len(images)
         if method is not None:
             called = self.decide(probabilities) if label is None else np.full(len(images), label)
-            classes = torch.from_numpy(called).to(pixels.device)
-            chosen = torch.arange(len(images))
-            maps = maps[chosen, classes] if method == "cam" else saliency_maps(self.model, pixels, classes, method)
-            shown = maps.float().cpu().numpy()
+            if method == "cam":
+                shown = maps[np.arange(len(images)), called]
+            else:
+                pixels, classes = self.pixel_values(images), torch.from_numpy(called)
+                with self._turn:
+                    found = saliency_maps(self.model, pixels, classes.to(pixels.device), method)
+                shown = found.float().cpu().numpy()
         return [Answer(*row) for row in zip(probabilities, distances.tolist(), shown, strict=True)]
 
-    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[np.ndarray], torch.Tensor | None]:
+    def look(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
         """One forward pass: logits (images, classes), stage features, and class activation maps where there are any."""
-        with torch.inference_mode(), pooled_features(self.model) as pooled:
-            seen = self.model(pixel_values=pixels, output_hidden_states=True)
-            maps = class_maps(self.model, pooled[0]) if "cam" in self.methods else None
-        return seen.logits, stage_features(seen.hidden_states), maps
+        pixels = self.pixels(images)
+        with self._turn:
+            logits, *rest = self.run(pixels)
+        return (logits, rest[:-1], rest[-1]) if "cam" in self.methods else (logits, rest, None)
 
-    def stream(self, sources: Iterable[str | Path | bytes | dict]) -> Iterator[Answer | InputError]:
-        """Predict files of any number in order: what the model says of each, or why it cannot be read."""
-        sources = iter(sources)
-        with ThreadPoolExecutor() as pool:
-            while batch := list(islice(sources, BATCH)):
-                decoded = list(pool.map(_load_or_reason, batch))
-                images = [image for image in decoded if isinstance(image, Image.Image)]
-                rows = iter(self.answer(images) if images else ())
-                yield from (next(rows) if isinstance(image, Image.Image) else image for image in decoded)
+    def stream(
+        self,
+        sources: Iterable[Source | InputError],
+        method: str | None = None,
+        show: Callable[[int, Image.Image, Answer], None] | None = None,
+    ) -> Iterator[Answer | InputError]:
+        """Predict files of any number in order: what the model says of each, or why it cannot be read.
+
+        A clip, or a DICOM file of many frames, gets one answer for its evenly spaced frames. A reason among the sources
+        comes back in its place. Every core decodes, scales and computes for itself; no more than a few batches are
+        ahead of the answers that were taken. show: called from several threads with each file's number from 0, its
+        image, or the frame that is most surely what the clip is called, and what the model says of that by `method`.
+        """
+        threads = torch.get_num_threads()
+        workers = cores() if method in {None, "cam"} else 1  # the others listen to the passes of one thread
+        pool = ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(threads if workers == 1 else 1,)
+        )
+        sources, ahead = enumerate(sources), deque()
+        try:
+            while True:
+                while len(ahead) < 2 * workers and (batch := list(islice(sources, BATCH))):
+                    ahead.append(pool.submit(self._answer_files, batch, method, show))
+                if not ahead:
+                    return
+                yield from ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+    def _answer_files(
+        self, sources: Sequence[tuple[int, Source | InputError]], method, show
+    ) -> list[Answer | InputError]:
+        files = [_frames_or_reason(source) for _, source in sources]
+        images = [image for frames in files if isinstance(frames, list) for image in frames]
+        batches = (images[first : first + BATCH] for first in range(0, len(images), BATCH))
+        answers = iter([answer for batch in batches for answer in self.answer(batch, method)])
+        told = []
+        for (number, _), frames in zip(sources, files, strict=True):
+            if isinstance(frames, InputError):
+                told.append(frames)
+                continue
+            each = list(islice(answers, len(frames)))
+            told.append(each[0] if len(each) == 1 else self.pool(each))
+            if show:
+                called = self.decide(told[-1].probabilities[None])[0]
+                surest = max(range(len(each)), key=lambda n: each[n].probabilities[called])
+                show(number, frames[surest], each[surest])
+        return told
 
     def pool(self, answers: Sequence[Answer]) -> Answer:
         """The answer for a clip or patient from those for its frames: the mean of their logits, the median distance."""
@@ -131,9 +193,9 @@ class Predictor:
         return probabilities.argmax(axis=1)
 
 
-def _load_or_reason(source) -> Image.Image | InputError:
+def _frames_or_reason(source: Source | InputError) -> list[Image.Image] | InputError:
     try:
-        return load_image(source)
+        return source if isinstance(source, InputError) else load_frames(source)
     except InputError as reason:
         return reason
 

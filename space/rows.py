@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from space.errors import InputError
 from space.predictor import Answer, Predictor
 
 
+def columns_of(labels: Sequence[str]) -> list[str]:
+    """The columns of a row: path, group, prediction, probability_LABEL of each class, threshold, abstained, error."""
+    probabilities = [f"probability_{label}" for label in labels]
+    return ["path", "group", "prediction", *probabilities, "threshold", "abstained", "error"]
+
+
 def row(predictor: Predictor, path: str, answer: Answer | InputError, group: str = "") -> dict:
-    """path, group, prediction, probability_LABEL of each class, threshold, abstained, error.
+    """What the model says of one image or clip, by `columns_of`.
 
     The model abstains, and there is no prediction, where an image is unlike those that it was trained on, which its
     probabilities do not tell, and where one cannot be read, which has an error.
     """
     failed = isinstance(answer, InputError)
-    probabilities = [""] * len(predictor.labels) if failed else [f"{p:.6f}" for p in answer.probabilities]
     abstained = failed or answer.abstained
-    return {
-        "path": path,
-        "group": group,
-        "prediction": "" if abstained else predictor.labels[predictor.decide(answer.probabilities[None])[0]],
-        **{f"probability_{label}": p for label, p in zip(predictor.labels, probabilities, strict=True)},
-        "threshold": predictor.threshold,
-        "abstained": abstained,
-        "error": str(answer) if failed else "",
-    }
+    values = [
+        path,
+        group,
+        "" if abstained else predictor.labels[predictor.decide(answer.probabilities[None])[0]],
+        *([None] * len(predictor.labels) if failed else [round(p, 6) for p in answer.probabilities.tolist()]),
+        predictor.threshold,
+        abstained,
+        str(answer) if failed else "",
+    ]
+    return dict(zip(columns_of(predictor.labels), values, strict=True))

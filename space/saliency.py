@@ -8,9 +8,6 @@ networks, and other methods, are left to captum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
@@ -86,37 +83,22 @@ def methods_for(model: nn.Module) -> list[str]:
     return [*fitting, "integrated_gradients", "occlusion"]
 
 
-@contextmanager
-def pooled_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Listen to the forward passes in the block: what the last average pooling is given, (images, channels, h, w)."""
-    seen: list[torch.Tensor] = []
-    pooler = getattr(model.base_model, "pooler", None)
-    hook = pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if pooler else None
-    try:
-        yield seen
-    finally:
-        if hook:
-            hook.remove()
+def look(
+    model: nn.Module, pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+    """Predict and explain in one forward pass, from any number of threads at once.
 
-
-def class_maps(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """The class activation map of every class, before its rectification: (images, classes, rows, columns).
-
-    features are what the pooling of a `linear_head` is given. A map's mean, plus the bias, is the logit.
+    pixel_values has the shape (images, 3, height, width). Gives the logits (images, classes), the hidden states, and
+    where the model has a `linear_head` the class activation map of every class, before its rectification (images,
+    classes, rows, columns): a map's mean, plus the bias, is the logit.
     """
-    return torch.einsum("nchw,kc->nkhw", features, linear_head(model).weight)
-
-
-def class_activation_maps(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict and explain in one forward pass: the logits (images, classes) and `class_maps`.
-
-    pixel_values has the shape (images, 3, height, width). Raises ValueError when `linear_head` finds none.
-    """
-    if linear_head(model) is None:
-        raise ValueError(f"{type(model).__name__} does not end in average pooling and one linear layer")
-    with torch.inference_mode(), pooled_features(model) as seen:
-        logits = model(pixel_values=pixel_values).logits
-        return logits, class_maps(model, seen[0])
+    head = linear_head(model)
+    if head is None:
+        seen = model(pixel_values=pixel_values, output_hidden_states=True)
+        return seen.logits, seen.hidden_states, None
+    seen = model.base_model(pixel_values, output_hidden_states=True)
+    maps = torch.einsum("nchw,kc->nkhw", seen.last_hidden_state, head.weight)
+    return model.classifier(seen.pooler_output), seen.hidden_states, maps
 
 
 def saliency_maps(model: nn.Module, pixel_values: torch.Tensor, classes: torch.Tensor, method: str) -> torch.Tensor:
@@ -126,7 +108,8 @@ def saliency_maps(model: nn.Module, pixel_values: torch.Tensor, classes: torch.T
     have whatever size the method gives; `overlay` scales them to the image.
     """
     if method == "cam":
-        return class_activation_maps(model, pixel_values)[1][torch.arange(len(classes)), classes]
+        with torch.inference_mode():
+            return look(model, pixel_values)[2][torch.arange(len(classes)), classes]
     logits, (height, width) = Logits(model), pixel_values.shape[2:]
     if method == "grad_cam":
         return LayerGradCam(logits, last_stage(model)).attribute(pixel_values, target=classes)[:, 0].detach()

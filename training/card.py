@@ -28,6 +28,7 @@ TITLES = {
     "ece": "expected calibration error",
 }
 MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
+EXPORT = "export_"  # and those that begin so, of what was exported of it
 WATTS = {"cpu": 100, "cuda": 400}  # assumed for each process with what is around it; others count as a processor
 GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Global energy & CO2 status report 2019)
 
@@ -40,7 +41,8 @@ def gather(folder: Path) -> dict:
         json.loads((folder / "eval" / f"{name}.json").read_text()) for name in sorted(MADE, reverse=True)
     )
     files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
-    evaluations = [json.loads(file.read_text()) for file in files if file.stem not in MADE]
+    evaluations = [json.loads(file.read_text()) for file in files if is_evaluation(file.stem)]
+    exports = [json.loads(file.read_text()) for file in files if file.stem.startswith(EXPORT)]
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     hours = training["seconds"] / 3600 * training["processes"]
     return {
@@ -54,12 +56,18 @@ def gather(folder: Path) -> dict:
         "audit": audit,
         "parts": _parts(pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False), labels),
         "evaluations": evaluations,
+        "exports": exports,
         "titles": TITLES,
         "figure": _figure,
         "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
         "watts": WATTS.get(training["device"], WATTS["cpu"]),
         "grams_per_kwh": GRAMS_PER_KWH,
     }
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether eval/NAME.json is what evaluate writes."""
+    return name not in MADE and not name.startswith(EXPORT)
 
 
 def write_card(folder: Path) -> None:

@@ -17,7 +17,8 @@ VERBS = {
     "audit": "look for duplicates, leaks, confounds, wrong labels and broken files",
     "train": "make a model folder from a recipe",
     "evaluate": "measure a model folder on DATA, with intervals; the card anew",
-    "predict": "classify image files and folders into a CSV file",
+    "predict": "classify images, clips, folders and archives into a table",
+    "export": "write a model folder's network for onnxruntime or OpenVINO",
     "push": "publish a model folder on the Hub, with its data set and its page",
     "demo": "serve the page for a model folder on this machine",
 }

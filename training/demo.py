@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import space
+from space.runtimes import PRECISIONS
 from training.cli import Parser, run
 
 PHANTOM_MODEL = Path("models/phantom")
@@ -22,19 +23,25 @@ def make_phantom_model(folder: Path) -> None:
     """Train on the phantom, evaluate at home and away, predict the unknown images: the study from end to end."""
     # Slow to import, and not needed when the model is there.
     from space.predictor import Predictor
+    from space.rows import columns_of
     from training import predict, train
     from training.arguments import RECIPES
+    from training.inputs import Input
+    from training.predictions import Predictions
     from training.sources import UNLABELLED, load_data, phantom_folder
 
     train.main([str(RECIPES / "phantom.yaml"), "--output_dir", str(folder)])
     rows = load_data("phantom")
     rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) == UNLABELLED))
-    inputs = [
-        predict.Input(path, phantom_folder() / path, group)
-        for path, group in zip(rows["path"], rows["group"], strict=True)
-    ]
-    predicted = predict.write_predictions(Predictor(folder), inputs, folder / "eval" / "unknown.csv")
-    print(f"\nunknown images\n{predict.summary(predicted)}")
+    inputs = (
+        Input(path, phantom_folder() / path, group) for path, group in zip(rows["path"], rows["group"], strict=True)
+    )
+    predictor = Predictor(folder, bulk=True)
+    with Predictions(folder / "eval" / "unknown.csv", {}, columns_of(predictor.labels)) as table:
+        counts = predict.write_predictions(table, inputs, lambda rest: predict.predict(predictor, rest))
+        table.finish()
+        print(f"\nunknown images\n{predict.summary(table, counts)}")
+        table.forget()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,11 +52,16 @@ def main(argv: list[str] | None = None) -> None:
         nargs="?",
         help=f"a model folder or Hub id; without one {PHANTOM_MODEL}, which is made first when it is not there",
     )
+    parser.add_argument("--runtime", choices=PRECISIONS, default="torch", help="what computes; others need an export")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16", "int8"), default="float32", help="int8 needs an export"
+    )
     parser.add_argument("--share", action="store_true", help="give the page a public address too, for some days")
     args = parser.parse_args(argv)
     if args.model is None and not PHANTOM_MODEL.exists():
         make_phantom_model(PHANTOM_MODEL)
     os.environ["MODEL_ID"] = str(args.model or PHANTOM_MODEL)
+    os.environ |= {"RUNTIME": args.runtime, "PRECISION": args.precision}
     if args.share:
         os.environ["GRADIO_SHARE"] = "True"
     runpy.run_path(str(Path(space.__file__).parent / "app.py"), run_name="__main__")

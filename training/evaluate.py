@@ -19,7 +19,7 @@ from datasets import Dataset
 from space.errors import InputError
 from space.predictor import Predictor
 from space.saliency import METHODS
-from training.card import MADE, write_card
+from training.card import EXPORT, MADE, is_evaluation, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
 from training.hub import model_folder
@@ -122,8 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--saliency", choices=METHODS, help="the method to test and to show; by default the best")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or args.name in MADE:
-        raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {' or '.join(sorted(MADE))}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or not is_evaluation(args.name):
+        others = f"{', '.join(sorted(MADE))} or {EXPORT}..."
+        raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {others}")
     args.model = model_folder(args.model)
     if not (args.model / "split.csv").is_file():
         raise InputError(

@@ -22,7 +22,7 @@ def refuse_existing(path: Path, remedy: str) -> None:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield the name of a folder to make; it becomes `final` at the end, or is removed when anything is raised."""
-    with _writing(final) as work:
+    with writing(final) as work:
         try:
             yield work
             move_into_place(work, final)
@@ -33,7 +33,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(final: Path) -> Iterator[Path]:
     """Yield the name of a file to write; it replaces `final` at the end, or is removed when anything is raised."""
-    with _writing(final) as work:
+    with writing(final) as work:
         try:
             yield work
             os.replace(work, final)
@@ -50,7 +50,7 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _writing(final: Path) -> Iterator[Path]:
+def writing(final: Path) -> Iterator[Path]:
     """The hidden name beside `final` under which it is made; what the system says against it becomes one line."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -1,114 +1,205 @@
-"""The verb predict: one row of a CSV file for each image.
+"""The verb predict: one row of a table for each image or clip, however many there are.
 
 chest-opacity predict models/phantom scan.png more_scans/ --output predictions.csv
+find /archive -name "*.dcm" | chest-opacity predict models/phantom - --output predictions.parquet --resume
 """
 
 from __future__ import annotations
 
-import csv
+import json
+import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from space.errors import InputError
 from space.predictor import Predictor
+from space.rows import columns_of, row
+from space.runtimes import PRECISIONS
+from space.saliency import METHODS, overlay
 from training.cli import Parser, run
+from training.inputs import Input, find_inputs
+from training.measure import assess
 from training.outputs import new_file
-from training.sources import image_files
+from training.predictions import Predictions, is_complete
+from training.sources import read_table
+from training.tables import classification_tables
 
 SHOWN = 10  # rows that are printed
 
 
-class Input(NamedTuple):
-    """An image to predict, by the name that the output gives it, and the patient or clip it is of where known."""
+def predict(
+    predictor: Predictor,
+    inputs: Iterable[Input],
+    overlays: Path | None = None,
+    method: str | None = None,
+    first: int = 1,
+) -> Iterator[dict]:
+    """A row for each input, in order, as it is known.
 
-    path: str
-    file: Path
-    group: str = ""
-
-
-def predict(predictor: Predictor, inputs: Iterable[Input]) -> Iterator[dict]:
-    """A row for each input, in order: path, group, prediction, probability_LABEL, threshold, abstained, error.
-
-    The model abstains, and there is no prediction, where an image is unlike those that it was trained on, which its
-    probabilities do not tell, and where one cannot be read, which has an error.
+    overlays: the folder for a picture of
+    each image by `method`, named by the number of its row, the first of which is `first`, and by its file.
     """
-    inputs = list(inputs)
-    for given, answer in zip(inputs, predictor.stream(given.file for given in inputs), strict=True):
-        failed = isinstance(answer, InputError)
-        probabilities = [""] * len(predictor.labels) if failed else [f"{p:.6f}" for p in answer.probabilities]
-        abstained = failed or answer.abstained
-        yield {
-            "path": given.path,
-            "group": given.group,
-            "prediction": "" if abstained else predictor.labels[predictor.decide(answer.probabilities[None])[0]],
-            **{f"probability_{label}": p for label, p in zip(predictor.labels, probabilities, strict=True)},
-            "threshold": predictor.threshold,
-            "abstained": abstained,
-            "error": str(answer) if failed else "",
-        }
+    under_way: dict[int, Input] = {}
+
+    def sources():
+        for number, given in enumerate(inputs):
+            under_way[number] = given
+            yield given.source
+
+    def show(number: int, image, answer) -> None:
+        with new_file(overlays / _overlay_name(first + number, under_way[number].path)) as file:
+            overlay(image, answer.saliency).save(file, "PNG", compress_level=1)
+
+    answers = predictor.stream(sources(), *((method or predictor.methods[0], show) if overlays else ()))
+    for number, answer in enumerate(answers):
+        given = under_way.pop(number)
+        yield row(predictor, given.path, answer, given.group)
 
 
-def find_inputs(paths: Iterable[str]) -> list[Input]:
-    """Files as they are; of a folder what its metadata.csv lists, with groups, or else every image in it, sorted."""
-    found = []
-    for path in map(Path, paths):
-        table = path / "metadata.csv"
-        if table.is_file():
-            rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-            if "file_name" not in rows:
-                raise InputError(f"{table}: found the columns {', '.join(rows.columns)}; expected file_name")
-            groups = rows["group"] if "group" in rows else [""] * len(rows)
-            names = zip(rows["file_name"], groups, strict=True)
-            found += [Input(str(path / name), path / name, group) for name, group in names]
-        elif path.is_dir():
-            found += [Input(str(file), file) for file in image_files(path)]
-        elif path.exists():
-            found.append(Input(str(path), path))
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    if not found:
-        raise InputError(f"{', '.join(map(str, paths))}: found no images")
-    return found
+def write_predictions(rows: Predictions, inputs: Iterator[Input], predicted) -> Counter:
+    """Predict what is not in `rows` yet; how many rows there are of each prediction, and how many with an error.
+
+    predicted: gives the rows for inputs. Raises InputError when the inputs are not those that the first rows are of.
+    """
+    counts = Counter()
+    with tqdm(desc="predicting", unit="image", initial=rows.done, leave=False) as progress:
+        for number, told in enumerate(rows, 1):
+            given = next(inputs, None)
+            if given is None or given.path != told["path"]:
+                found = given.path if given else "nothing"
+                raise InputError(
+                    f"{rows.output}: row {number} of the stopped run is {told['path']} where the inputs now have "
+                    f"{found}; give the same inputs, or give the run up with --overwrite"
+                )
+            counts.update(_kind(told))
+        for told in predicted(inputs):
+            rows.add(told)
+            counts.update(_kind(told))
+            progress.update()
+    return counts
 
 
-def write_predictions(predictor: Predictor, inputs: list[Input], output: Path) -> pd.DataFrame:
-    """Predict into a CSV file, which is whole or absent, and return the rows."""
-    rows = list(tqdm(predict(predictor, inputs), total=len(inputs), desc="predicting", unit="image", leave=False))
-    with new_file(output) as file, open(file, "w", newline="") as target:
-        writer = csv.DictWriter(target, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return pd.DataFrame(rows)
+def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, str]]) -> dict:
+    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted."""
+    table = pd.DataFrame(rows)
+    known = table["path"].map(os.path.abspath).map(truth)
+    kept = known.notna() & (table["error"] == "")
+    if not kept.any():
+        raise InputError("--labels: it names none of the images that were predicted; its paths are relative to itself")
+    told, found = table[kept], known[kept]
+    told = told.assign(
+        label=found.str[0], group=[group or path for (_, group), path in zip(found, told["path"], strict=True)]
+    )
+    return assess(told, labels) | {"without_label_or_unreadable": int((~kept).sum())}
 
 
-def summary(rows: pd.DataFrame) -> str:
+def read_truth(file: Path, labels: list[str]) -> dict[str, tuple[str, str]]:
+    """Label and group by absolute path, from a table with path (or file_name), label and perhaps group."""
+    rows = [row for row in read_table(file) if row["label"]]
+    if strange := sorted({row["label"] for row in rows} - set(labels)):
+        raise InputError(f"{file}: found the labels {', '.join(strange)}; expected {', '.join(labels)}")
+    return {os.path.abspath(file.parent / row["path"]): (row["label"], row["group"]) for row in rows}
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """Which part of how many, from "i/n", or from what accelerate and torchrun tell their processes; (1, 1) for all."""
+    if text is None:
+        return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard {text}: expected i/n with i from 1 to n, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def _overlay_name(number: int, path: str) -> str:
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(path).stem)[:80]
+    return f"{number:06d}_{stem}.png"
+
+
+def _kind(row: dict) -> list[str]:
+    return [row["prediction"] or "without a prediction", *["with an error"] * bool(row["error"])]
+
+
+def summary(rows: Predictions, counts: Counter) -> str:
     """The first rows, and how many there are of each prediction."""
-    shown = rows.drop(columns=["threshold", "abstained"]).head(SHOWN).replace("", "-")
+    if not rows.done:
+        return "0 images: this part has none"
+    shown = pd.DataFrame(list(islice(rows, SHOWN))).drop(columns=["threshold", "abstained"])
+    shown = shown.astype(object).where(shown.notna() & (shown != ""), "-")
     if (shown["error"] == "-").all():
         shown = shown.drop(columns="error")
-    counts = ", ".join(
-        f"{count} {name or 'without a prediction'}" for name, count in rows["prediction"].value_counts().items()
-    )
-    return f"{shown.to_string(index=False)}\n{'...' if len(rows) > SHOWN else ''}\n{len(rows)} images: {counts}"
+    told = ", ".join(f"{count} {name}" for name, count in counts.most_common() if name != "with an error")
+    return f"{shown.to_string(index=False)}\n{'...' if rows.done > SHOWN else ''}\n{rows.done} images: {told}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="chest-opacity predict", description="Classify images into a CSV file, one row each.")
+    parser = Parser(prog="chest-opacity predict", description="Classify images and clips into a table, one row each.")
     parser.add_argument("model", metavar="MODEL", help="a model folder or Hub id")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="image files and folders")
-    parser.add_argument("--output", type=Path, required=True, help="the CSV file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the CSV file if it exists")
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="files, folders, patterns, .csv, .zip, .tar, user/name on the Hub, phantom; - reads paths, a line each",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the .csv, .parquet or .jsonl file to write")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file, or a stopped run, if there is one")
+    parser.add_argument("--saliency", metavar="DIR", type=Path, help="the folder for an overlay of each image")
+    parser.add_argument("--method", choices=METHODS, help="of the overlays; by default the network's best")
+    parser.add_argument(
+        "--labels", metavar="TABLE", type=Path, help="path and label of each: adds a report, printed and as .json"
+    )
+    parser.add_argument("--runtime", choices=PRECISIONS, default="torch", help="what computes; others need an export")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16", "int8"), default="float32", help="int8 needs an export"
+    )
+    parser.add_argument("--shard", metavar="i/n", help="only every n-th input from the i-th on, into a part of its own")
     args = parser.parse_args(argv)
-    if args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output} exists; choose another --output, or replace it with --overwrite")
+    shard, shards = shard_of(args.shard)
+    if shards > 1:
+        args.output = args.output.with_name(f"{args.output.stem}-{shard:05d}-of-{shards:05d}{args.output.suffix}")
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+    if args.resume and is_complete(args.output):
+        print(f"{args.output} is complete")
+        return
     inputs = find_inputs(args.paths)
-    rows = write_predictions(Predictor(args.model), inputs, args.output)
-    print(f"{summary(rows)}\nwritten: {args.output}")
-    if (rows["error"] != "").all():
+    if (first := next(inputs, None)) is None:
+        raise InputError(f"{', '.join(args.paths)}: found no images")
+    predictor = Predictor(args.model, args.runtime, args.precision, bulk=True)
+    if args.method and args.method not in predictor.methods:
+        raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")
+    truth = read_truth(args.labels, predictor.labels) if args.labels else None
+    told = {"model": args.model, "runtime": args.runtime, "precision": args.precision, "shard": f"{shard}/{shards}"}
+    told |= {"saliency": str(args.saliency) if args.saliency else None, "method": args.method}
+    with Predictions(args.output, told, columns_of(predictor.labels), args.resume, args.overwrite) as rows:
+        try:
+            counts = write_predictions(
+                rows,
+                islice(chain([first], inputs), shard - 1, None, shards),
+                lambda rest: predict(predictor, rest, args.saliency, args.method, rows.done + 1),
+            )
+        except KeyboardInterrupt:
+            rows.finish(head=shard == 1)
+            print(f"\n{rows.done} rows so far are in {args.output}; the same command with --resume goes on")
+            raise
+        rows.finish(head=shard == 1)
+        print(summary(rows, counts))
+        if truth is not None:
+            result = report(rows, predictor.labels, truth)
+            with new_file(args.output.with_suffix(".json")) as file:
+                file.write_text(json.dumps(result, indent=2) + "\n")
+            print(f"\n{classification_tables(result)}")
+        print(f"written: {args.output}")
+        rows.forget()
+    if counts["with an error"] == rows.done > 0:
         raise InputError("none of the images could be read; see the column error")
 
 

@@ -51,9 +51,7 @@ def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method:
         spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
         lines.append(f"threshold {threshold:.3f} by {rule} on the validation part{spread}")
 
-    every = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST)).astype(int))
-    _, of_train = look_at(predictor, train.select(every))
-    abstention = Abstention.fit(of_train, of_validation)
+    abstention = fit_abstention(predictor, train, of_validation)
     logging.disable_progress_bar()
     predictor.model.save_pretrained(folder)
     save_file(abstention.tensors, folder / FILE)
@@ -62,14 +60,20 @@ def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method:
     return lines
 
 
+def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.ndarray]) -> Abstention:
+    """When to abstain, from training images and the stage features of the validation part."""
+    every = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST)).astype(int))
+    return Abstention.fit(look_at(predictor, train.select(every))[1], of_validation)
+
+
 def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:
     """Logits (images, classes) and stage features of rows, as they are without augmentation."""
     images = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
     logits, features = [], []
     for first in tqdm(range(0, len(rows), BATCH), desc="looking again", unit="batch", leave=False):
         batch = images.select(range(first, min(first + BATCH, len(rows))))
-        seen = predictor.look(predictor.pixel_values([load_image(each) for each in batch["image"]]))
-        logits.append(seen[0].float().cpu().numpy())
+        seen = predictor.look([load_image(each) for each in batch["image"]])
+        logits.append(seen[0])
         features.append(seen[1])
     return np.concatenate(logits), [np.concatenate(stage) for stage in zip(*features, strict=True)]
 

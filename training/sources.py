@@ -36,7 +36,6 @@ from training import phantom, ultrasound
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
-FRAMES = 8  # of a clip, where nothing else is said
 PART_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -44,6 +43,7 @@ PART_OF = {
 }
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+FRAMES = 8  # of a clip, where nothing else is said
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": set()}
 
 
@@ -64,7 +64,7 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
         _check_options(source, options, "files")
         rows = _read_files(Path(place), _number(options.get("frames", FRAMES)))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).parent.is_dir():
+    elif is_hub_id(place):
         _check_options(source, options, "hub")
         rows = _read_hub(place, options)
     else:
@@ -95,6 +95,19 @@ def image_files(folder: Path) -> Iterator[Path]:
             path = Path(here, name)
             if not name.startswith(".") and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
                 yield path
+
+
+def load_from_hub(source: str) -> Dataset:
+    """A data set of the Hub, `user/name?...`, as rows of image, group and path; it needs no labels."""
+    place, options = _parse(source)
+    _check_options(source, options, "hub")
+    return _read_hub(place, options, labelled=False).select_columns(["image", "group", "path"])
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a text can only be the name of a data set of the Hub, with or without options."""
+    place, _ = _parse(source)
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not Path(place).parent.is_dir()
 
 
 def unlisted_files(source: str | Path) -> list[str]:
@@ -212,14 +225,16 @@ def _listing(place: Path) -> Iterator[dict[str, str]]:
     """The rows of a folder or table as text: path, label, group, site, and the others under their own names."""
     if not _is_told(place):
         return _class_folders(place)
-    return _table(place / "metadata.csv" if place.is_dir() else place)
+    return read_table(place / "metadata.csv" if place.is_dir() else place)
 
 
-def _table(file: Path) -> Iterator[dict[str, str]]:
+def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
+    """The rows of a .csv or .parquet table as text: path, group, site, others, and label, which may be missing where
+    they need not be labelled. Raises InputError when it is no such table."""
     names = None
     try:
-        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file):
-            names = names or _column_names(file, list(row))
+        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
+            names = names or _column_names(file, list(row), labelled)
             renamed = {name: row[old] for name, old in names.items()}
             yield {"group": "", "site": ""} | renamed
     except FileNotFoundError:
@@ -228,7 +243,7 @@ def _table(file: Path) -> Iterator[dict[str, str]]:
         raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
 
 
-def _csv(file: Path) -> Iterator[dict[str, str]]:
+def _csv(file: Path, labelled: bool) -> Iterator[dict[str, str]]:
     with open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines, restval="")
         for row in reader:
@@ -236,7 +251,7 @@ def _csv(file: Path) -> Iterator[dict[str, str]]:
                 raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
             yield row
         if reader.line_num < 2:
-            _column_names(file, reader.fieldnames or [])
+            _column_names(file, reader.fieldnames or [], labelled)
 
 
 def _parquet(file: Path) -> Iterator[dict[str, str]]:
@@ -245,12 +260,13 @@ def _parquet(file: Path) -> Iterator[dict[str, str]]:
             yield {name: "" if value is None else str(value) for name, value in row.items()}
 
 
-def _column_names(file: Path, found: list[str]) -> dict[str, str]:
+def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
     """Our names of a table's columns and its own: path, label and group may be called otherwise."""
     path, label, group = (next((name for name in names if name in found), None) for names in (PATHS, LABELS, GROUPS))
-    if path is None or label is None:
-        raise InputError(f"{file}: found the columns {', '.join(found)}; expected path (or file_name) and label")
-    ours = {"path": path, "label": label} | ({"group": group} if group else {})
+    if path is None or (labelled and label is None):
+        wanted = "path (or file_name)" + (" and label" if labelled else "")
+        raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
+    ours = {"path": path} | ({"label": label} if label else {}) | ({"group": group} if group else {})
     others = {name: name for name in found if name not in {path, label, group, "image", "mask", "merged", "pixels"}}
     return ours | others
 
@@ -275,7 +291,7 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
         )
 
 
-def _read_hub(place: str, options: dict[str, str]) -> Dataset:
+def _read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
     """A data set of the Hub; all of its splits, named in the column split, unless one is asked for."""
     streaming = options.get("streaming", "").lower() == "true"
     try:
@@ -291,7 +307,7 @@ def _read_hub(place: str, options: dict[str, str]) -> Dataset:
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
-    return datasets.concatenate_datasets([_hub_rows(part, place, name) for name, part in parts.items()])
+    return datasets.concatenate_datasets([_hub_rows(part, place, name, labelled) for name, part in parts.items()])
 
 
 def _stream(part: datasets.IterableDataset, place: str, options: dict[str, str], name: str) -> Dataset:
@@ -306,15 +322,15 @@ def _stream(part: datasets.IterableDataset, place: str, options: dict[str, str],
     return Dataset.from_generator(rows, features=features, gen_kwargs=named)
 
 
-def _hub_rows(part: Dataset, place: str, split: str) -> Dataset:
+def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     features = part.features
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     label = next((name for name in LABELS if name in features), None)
-    if not pictures or label is None:
+    if not pictures or (labelled and label is None):
         found = ", ".join(features)
-        raise InputError(f"{place}: found the columns {found}; expected one of images, and label")
+        raise InputError(f"{place}: found the columns {found}; expected one of images{', and label' * labelled}")
     picture = pictures[0]
-    names = getattr(features[label], "names", None)
+    names = getattr(features[label], "names", None) if label else None
     group = next((name for name in GROUPS if name in features), None)
 
     def text(name: str | None) -> list[str]:

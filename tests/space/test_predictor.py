@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import pipeline
 
 from space.errors import InputError
+from space.images import load_image
 from space.predictor import Answer, Predictor
 
 
@@ -40,6 +41,16 @@ def test_explaining_changes_no_answer(predictor):
             assert answer.distance == pytest.approx(without.distance)
             assert without.saliency is None
             assert answer.saliency.ndim == 2
+
+
+def test_each_file_of_many_gets_its_own_map(predictor, small_phantom):
+    files, found = sorted((small_phantom / "images").iterdir())[:60], {}
+    for method in ("cam", "grad_cam"):
+        answers = predictor.stream(files, method, lambda number, image, answer: found.update({number: answer}))
+        assert len(list(answers)) == len(found) == len(files)
+        for number in range(0, len(files), 7):
+            alone = predictor.answer([load_image(files[number])], method)[0]
+            assert np.allclose(found[number].saliency, alone.saliency, atol=1e-3 * np.abs(alone.saliency).max())
 
 
 def test_the_map_is_of_the_class_that_is_asked_for(predictor):

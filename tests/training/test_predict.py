@@ -1,10 +1,18 @@
 import csv
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from space.errors import InputError
+from space.predictor import Predictor
+from tests.clips import write_clip
+from tests.conftest import ROOT
 from training import predict
 
 
@@ -42,29 +50,26 @@ def test_probabilities_are_those_of_the_evaluation(small_model, small_phantom, t
     assert (predicted["prediction"] == evaluated["prediction"]).all()
 
 
-def test_a_folder_with_a_table_gives_its_rows_and_groups_and_one_without_its_files(small_phantom, tmp_path):
-    table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
-    found = predict.find_inputs([str(small_phantom)])
-    assert [given.group for given in found] == table["group"].tolist()
-    assert [given.path for given in found] == [str(small_phantom / name) for name in table["file_name"]]
-    bare = predict.find_inputs([str(small_phantom / "images")])
-    assert [given.path for given in bare] == sorted(str(path) for path in (small_phantom / "images").iterdir())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent.png"], "absent.png: no such file or folder"),
         (["EMPTY"], "found no images"),
+        (["EMPTY/*.png"], "no file has such a name"),
         ([], "the following arguments are required: PATH"),
+        (["CLIP", "--output", "out.txt"], "out.txt: expected a name that ends in .csv, .parquet, .jsonl"),
+        (["CLIP", "--shard", "3/2"], "--shard 3/2: expected i/n"),
+        (["CLIP", "--runtime", "onnx"], "found no model.onnx; make it with chest-opacity export"),
+        (["CLIP", "--precision", "int8"], "torch in int8: there is no such mode"),
     ],
 )
 def test_bad_input_is_refused_and_no_file_is_left(small_model, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
-    arguments = [str(tmp_path / "empty") if argument == "EMPTY" else argument for argument in arguments]
+    clip = str(write_clip(tmp_path / "clip.mp4", 3))
+    arguments = [each.replace("EMPTY", str(tmp_path / "empty")).replace("CLIP", clip) for each in arguments]
     with pytest.raises(InputError, match=message):
-        predict.main([str(small_model), *arguments, "--output", str(tmp_path / "out.csv")])
-    assert not (tmp_path / "out.csv").exists()
+        predict.main([str(small_model), "--output", str(tmp_path / "out.csv"), *arguments])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "empty"]
 
 
 def test_an_existing_file_is_replaced_only_when_that_is_said(small_model, small_phantom, tmp_path):
@@ -90,3 +95,150 @@ def test_nothing_readable_at_all_ends_with_an_error_but_keeps_the_reasons(small_
     with pytest.raises(InputError, match="none of the images could be read"):
         predict.main([str(small_model), str(tmp_path / "text.png"), "--output", str(tmp_path / "out.csv")])
     assert rows_of(tmp_path / "out.csv")[0]["error"]
+
+
+# Runs the verb in children of its own, which it stops by a signal when so many rows are on disk.
+STOPPED = """
+import json, os, signal, sys, time
+from pathlib import Path
+from training import cli, predict
+
+command, stops = json.loads(sys.argv[1])
+output = Path(command[command.index("--output") + 1])
+rows = output.with_name(f".{output.name}.unfinished")
+
+for name, number in stops:
+    child = os.fork()
+    if child == 0:
+        cli.run(predict.main, command)
+    while not rows.exists() or rows.read_bytes().count(b"\\n") <= number:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
+        time.sleep(0.001)
+    os.kill(child, getattr(signal, name))
+    os.waitpid(child, 0)
+    print(name, rows.read_bytes().count(b"\\n") - 1, output.exists(), flush=True)
+cli.run(predict.main, command)
+"""
+
+
+def test_a_run_that_was_stopped_anywhere_goes_on_without_double_or_missing_rows(small_model, small_phantom, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    given = [str(small_phantom), str(tmp_path / "text.png"), str(small_phantom / "images")] * 3
+    predict.main([str(small_model), *given, "--output", str(tmp_path / "whole.parquet")])
+    output = tmp_path / "out.parquet"
+    at = np.sort(np.random.default_rng().choice(range(1, 400), 4, replace=False)).tolist()
+    stops = list(zip(["SIGKILL", "SIGKILL", "SIGINT", "SIGKILL"], at, strict=True))
+    command = [str(small_model), *given, "--output", str(output), "--resume"]
+    told = subprocess.run(
+        [sys.executable, "-c", STOPPED, json.dumps([command, stops])],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, (at, told.stderr)
+    lines = told.stdout.splitlines()
+    assert [line.split()[::2] for line in lines if line.startswith("SIGKILL")][:2] == [["SIGKILL", "False"]] * 2, at
+    stopped = next(line for line in lines if "rows so far" in line)
+    assert stopped.endswith(f"are in {output}; the same command with --resume goes on")
+    whole, resumed = pd.read_parquet(tmp_path / "whole.parquet"), pd.read_parquet(output)
+    assert len(whole) == 3 * (2 * 124 + 1)
+    pd.testing.assert_frame_equal(whole, resumed, atol=2e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "text.png", "whole.parquet"]
+
+
+def stop_after(monkeypatch, number, error):
+    """The next run is stopped by an error when it has written so many rows."""
+    add = predict.Predictions.add
+
+    def counted(rows, row):
+        if rows.done == number:
+            raise error
+        add(rows, row)
+
+    monkeypatch.setattr(predict.Predictions, "add", counted)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_ctrl_c_leaves_a_file_that_can_be_read_and_gone_on_with(
+    small_model, small_phantom, tmp_path, capsys, monkeypatch, suffix
+):
+    read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda file: pd.read_json(file, lines=True)}[
+        suffix
+    ]
+    files = sorted(str(path) for path in (small_phantom / "images").iterdir())[:20]
+    output = tmp_path / f"out.{suffix}"
+    command = [str(small_model), *files, "--output", str(output)]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_after(patched, 11, KeyboardInterrupt)
+        predict.main(command)
+    assert read(output)["path"].tolist() == files[:11]
+    with pytest.raises(InputError, match="a stopped run is there; go on with it by --resume"):
+        predict.main(command)
+    with pytest.raises(InputError, match="the stopped run has precision float32 where this one has bf16"):
+        predict.main([*command, "--resume", "--precision", "bf16"])
+    with pytest.raises(
+        InputError, match=f"row 1 of the stopped run is {files[0]} where the inputs now have {files[1]}"
+    ):
+        predict.main([command[0], *command[2:], "--resume"])
+    predict.main([*command, "--resume"])
+    rows = read(output)
+    assert rows["path"].tolist() == files
+    assert rows["probability_sick"].between(0, 1).all()
+    assert rows["abstained"].dtype == bool
+    predict.main([*command, "--resume"])
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_parts_join_to_all_rows_with_one_line_of_names(small_model, small_phantom, tmp_path, monkeypatch):
+    files = sorted(str(path) for path in (small_phantom / "images").iterdir())[:7]
+    command = [str(small_model), *files, "--output", str(tmp_path / "out.csv")]
+    predict.main([*command, "--shard", "1/3"])
+    predict.main([*command, "--shard", "2/3"])
+    monkeypatch.setenv("RANK", "2")  # as accelerate and torchrun tell the third process of three
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    predict.main(command)
+    parts = sorted(tmp_path.iterdir())
+    assert [part.name for part in parts] == [f"out-0000{n}-of-00003.csv" for n in (1, 2, 3)]
+    (tmp_path / "joined.csv").write_text("".join(part.read_text() for part in parts))
+    rows = rows_of(tmp_path / "joined.csv")
+    assert sorted(row["path"] for row in rows) == files
+    assert [row["path"] for row in rows][:3] == files[::3]
+
+
+def test_overlays_are_named_by_row_and_are_the_ones_of_the_page(small_model, small_phantom, tmp_path):
+    files = sorted(str(path) for path in (small_phantom / "images").iterdir())[:3]
+    clip, broken = write_clip(tmp_path / "clip.mp4", 9), tmp_path / "text.png"
+    broken.write_text("no image")
+    output, overlays = tmp_path / "out.csv", tmp_path / "overlays"
+    given = [files[0], str(broken), str(clip), *files[1:]]
+    predict.main([str(small_model), *given, "--output", str(output), "--saliency", str(overlays)])
+    stems = [os.path.basename(file).removesuffix(".png") for file in files]
+    assert sorted(path.name for path in overlays.iterdir()) == (
+        [f"000001_{stems[0]}.png", "000003_clip.png", f"000004_{stems[1]}.png", f"000005_{stems[2]}.png"]
+    )
+    predictor = Predictor(small_model)
+    image = Image.open(files[0]).convert("RGB")
+    expected = predict.overlay(image, predictor.answer([image], predictor.methods[0])[0].saliency)
+    found = np.asarray(Image.open(overlays / f"000001_{stems[0]}.png"), float)
+    assert np.abs(found - np.asarray(expected)).max() <= 2
+
+
+def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_path, capsys):
+    evaluated = json.loads((small_model / "eval" / "test.json").read_text())
+    files = pd.read_csv(small_model / "eval" / "test.csv")["path"]
+    broken = tmp_path / "text.png"
+    broken.write_text("no image")
+    given = [*(str(small_phantom / file) for file in files), str(broken)]
+    labels = ["--labels", str(small_phantom / "metadata.csv")]
+    predict.main([str(small_model), *given, "--output", str(tmp_path / "out.csv"), *labels])
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["n"] == evaluated["n"]
+    assert told["confusion_matrix"] == evaluated["confusion_matrix"]
+    assert told["ci95"]["roc_auc"] == pytest.approx(evaluated["ci95"]["roc_auc"], abs=1e-6)
+    assert told["without_label_or_unreadable"] == 1
+    assert "called sick" in capsys.readouterr().out
+    (tmp_path / "other.csv").write_text("path,label\n1.png,well\n")
+    with pytest.raises(InputError, match="other.csv: found the labels well; expected normal, sick"):
+        predict.main(
+            [str(small_model), *given, "--output", str(tmp_path / "2.csv"), "--labels", str(tmp_path / "other.csv")]
+        )

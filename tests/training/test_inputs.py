@@ -1,0 +1,98 @@
+import io
+import os
+import zipfile
+
+import datasets
+import pandas as pd
+import pytest
+from PIL import Image
+
+from space.errors import InputError
+from space.predictor import Predictor
+from tests.images import write_images, write_table
+from training.inputs import find_inputs
+
+
+def paths(*given):
+    return [found.path for found in find_inputs(map(str, given))]
+
+
+def test_a_folder_with_a_table_gives_its_rows_and_groups_and_one_without_its_files(small_phantom):
+    table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
+    found = list(find_inputs([str(small_phantom)]))
+    assert [given.group for given in found] == table["group"].tolist()
+    assert [given.path for given in found] == [str(small_phantom / name) for name in table["file_name"]]
+    assert paths(small_phantom / "images") == sorted(str(path) for path in (small_phantom / "images").iterdir())
+
+
+def test_files_folders_patterns_and_tables_come_in_the_order_given(tmp_path):
+    write_images(tmp_path, "b/2.png", "b/10.png", "b/c/1.png", "a/1.png", "a/.hidden.png", "a/notes.png")
+    (tmp_path / "a" / "notes.txt").write_text("text")
+    assert paths(tmp_path / "b") == [str(tmp_path / name) for name in ("b/10.png", "b/2.png", "b/c/1.png")]
+    assert paths(tmp_path / "b/2.png", tmp_path / "a") == (
+        [str(tmp_path / name) for name in ("b/2.png", "a/1.png", "a/notes.png")]
+    )
+    every = [str(tmp_path / name) for name in ("a/1.png", "b/10.png", "b/2.png", "b/c/1.png")]
+    assert paths(tmp_path / "**" / "[0-9]*.png") == every
+    assert paths(tmp_path / "?") == paths(tmp_path)
+    write_table(tmp_path / "list.csv", ["image", "patient"], ["b/2.png", "p1"], ["absent.png", ""])
+    found = list(find_inputs([str(tmp_path / "list.csv")]))
+    assert [(given.path, given.group) for given in found] == (
+        [(str(tmp_path / "b/2.png"), "p1"), (str(tmp_path / "absent.png"), "")]
+    )
+
+
+def test_an_archive_gives_its_files_and_reasons_and_is_not_unpacked(tmp_path, small_model):
+    buffer = io.BytesIO()
+    Image.new("L", (40, 30), 90).save(buffer, "PNG")
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        archive.writestr("b.png", buffer.getvalue())
+        archive.writestr("../a.png", b"no image")
+        archive.writestr("more.zip", b"")
+    (tmp_path / "broken.tar").write_text("no archive")
+    found = list(find_inputs([str(tmp_path / "scans.zip"), str(tmp_path / "broken.tar")]))
+    inside = [str(tmp_path / "scans.zip") + name for name in ("/../a.png", "/b.png", "/more.zip")]
+    assert [given.path for given in found] == [*inside, str(tmp_path / "broken.tar")]
+    answers = list(Predictor(small_model).stream(given.source for given in found))
+    assert [isinstance(answer, InputError) for answer in answers] == [True, False, True, True]
+    assert "the archive is broken" in str(answers[3])
+    assert sorted(os.listdir(tmp_path)) == ["broken.tar", "scans.zip"]
+
+
+def test_standard_input_names_a_path_a_line_and_a_bad_one_is_a_reason(tmp_path, monkeypatch):
+    write_images(tmp_path, "a/1.png", "a/2.png", "3.png")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path}/3.png\n\n{tmp_path}/absent.png\n{tmp_path}/a\n"))
+    found = list(find_inputs(["-"]))
+    assert [given.path for given in found] == (
+        [f"{tmp_path}/3.png", f"{tmp_path}/absent.png", f"{tmp_path}/a/1.png", f"{tmp_path}/a/2.png"]
+    )
+    assert "no such file" in str(found[1].source)
+
+
+def test_a_data_set_of_the_hub_needs_no_labels(tmp_path, monkeypatch):
+    write_images(tmp_path, "1.png", "2.png")
+    rows = datasets.Dataset.from_dict(
+        {"picture": [str(tmp_path / "1.png"), str(tmp_path / "2.png")], "patient": ["p", "q"]},
+        datasets.Features({"picture": datasets.Image(), "patient": datasets.Value("string")}),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(test=rows))
+    found = list(find_inputs(["user/name"]))
+    assert [(given.path, given.group) for given in found] == (
+        [("user/name/test/0-1.png", "p"), ("user/name/test/1-2.png", "q")]
+    )
+    assert found[0].source["path"] == str(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("name", ["a name \udcff.png", "two\nlines.png"])
+def test_a_file_of_any_name_can_be_told_of(tmp_path, name):
+    write_images(tmp_path, "1.png")
+    os.rename(tmp_path / "1.png", os.fsencode(tmp_path / name))
+    (found,) = find_inputs([str(tmp_path)])
+    found.path.encode()
+    assert found.source.is_file()
+
+
+def test_a_table_without_paths_is_refused_before_anything_is_read(tmp_path):
+    write_table(tmp_path / "list.csv", ["name"], ["1.png"])
+    with pytest.raises(InputError, match=r"found the columns name; expected path \(or file_name\)"):
+        find_inputs([str(tmp_path / "list.csv")])

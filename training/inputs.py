@@ -1,0 +1,100 @@
+"""What the verb predict is given, one image, clip or reason after the other, however many there are."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Image
+
+from space.archives import is_archive, read_archive
+from space.errors import InputError
+from training.sources import image_files, is_hub_id, load_from_hub, phantom_folder, read_table
+
+
+class Input(NamedTuple):
+    """Something to predict: the name that the output gives it, the file, the bytes {"path", "bytes"} or the reason why
+    it cannot be read, and the patient or clip it is of where known."""
+
+    path: str
+    source: Path | dict | InputError
+    group: str = ""
+
+
+def find_inputs(paths: Iterable[str]) -> Iterator[Input]:
+    """The inputs in order, found as they are asked for; what can never give any raises InputError at once.
+
+    A path is a file, a folder (what its metadata.csv lists, with groups, or else every image, DICOM file and clip below
+    it, by name), a pattern such as "scans/**/*.png", a .csv or .parquet table, a .zip, .tar or .tar.gz, user/name on
+    the Hub, phantom, or - for such paths on standard input, a line each.
+    """
+    return chain.from_iterable([_reader(path) for path in paths])
+
+
+def _reader(path: str) -> Iterator[Input]:
+    place = Path(path)
+    if path == "-":
+        return _standard_input()
+    if place.is_dir():
+        return _table(place / "metadata.csv") if (place / "metadata.csv").is_file() else map(_file, image_files(place))
+    if place.exists():
+        if is_archive(place):
+            return _archive(place)
+        return _table(place) if place.suffix.lower() in {".csv", ".parquet"} else iter([_file(place)])
+    if is_hub_id(path):
+        return _hub(path)
+    if glob.has_magic(path):
+        found = [match for match in sorted(glob.glob(path, recursive=True)) if _wanted(match, path)]
+        if not found:
+            raise InputError(f"{path}: no file has such a name")
+        return chain.from_iterable(map(_reader, found))
+    if path == "phantom":
+        return _table(phantom_folder() / "metadata.csv")
+    raise InputError(f"{path}: no such file or folder")
+
+
+def _wanted(match: str, pattern: str) -> bool:
+    return "**" not in pattern or Path(match).is_file()  # ** names the folders and all that is in them
+
+
+def _file(path: Path) -> Input:
+    return Input(_shown(path), path)
+
+
+def _table(table: Path) -> Iterator[Input]:
+    rows = read_table(table, labelled=False)
+    first = list(islice(rows, 1))  # a table that is none is told of before anything is predicted
+    paths = ((table.parent / row["path"], row["group"]) for row in chain(first, rows))
+    return (Input(_shown(path), path, group) for path, group in paths)
+
+
+def _archive(path: Path) -> Iterator[Input]:
+    try:
+        for name, content in read_archive(path):
+            source = content if isinstance(content, InputError) else {"path": name, "bytes": content}
+            yield Input(f"{_shown(path)}/{name}", source)
+    except InputError as reason:
+        yield Input(_shown(path), reason)
+
+
+def _hub(source: str) -> Iterator[Input]:
+    rows, name = load_from_hub(source).cast_column("image", Image(decode=False)), source.partition("?")[0]
+    groups = (row["group"] if row["group"] != row["path"] else "" for row in rows.select_columns(["group", "path"]))
+    return (Input(f"{name}/{row['path']}", row["image"], group) for row, group in zip(rows, groups, strict=True))
+
+
+def _standard_input() -> Iterator[Input]:
+    for line in filter(None, map(str.strip, sys.stdin)):
+        try:
+            yield from _reader(line)
+        except InputError as reason:
+            yield Input(line, reason)
+
+
+def _shown(path: Path) -> str:
+    """A path as text that can be written anywhere, whatever bytes its name is made of."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
