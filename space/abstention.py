@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 FILE = "abstention.safetensors"  # of the weights in float32
 AXES = 32  # principal axes that are kept of each stage
 LIMIT = 3.0  # usual distances from which on an image is unlike the training images
+MOST = 6.0  # the same where the validation images lie further apart; what is beyond is unlike whatever they are
 
 
 def stage_features(hidden_states: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -45,7 +46,7 @@ class Abstention:
         """From the stage features of train and validation images, lists of (images, channels).
 
         The usual distance is the median of the validation images, which were not fitted to; the limit is LIMIT times
-        that, and no less than what the furthest of them has.
+        that, and more where the furthest of them has more, up to MOST: one odd image is not to let everything pass.
         """
         tensors = {}
         for stage, points in enumerate(train):
@@ -61,7 +62,7 @@ class Abstention:
         for stage, points in enumerate(validation):
             found.tensors[f"{stage}.usual"] = np.array([np.median(found._distance(stage, points))], np.float32)
         furthest = found.distances(validation).max()
-        found.tensors["limit"] = np.array([max(LIMIT, furthest)], np.float32)
+        found.tensors["limit"] = np.array([np.clip(furthest, LIMIT, MOST)], np.float32)
         return found
 
     @classmethod

@@ -26,6 +26,16 @@ def test_what_is_drawn_alike_is_accepted_and_what_is_far_is_not(fitted):
     assert (abstention.distances(cloud(rng, 1000, stretch=8)) > 1).all()
 
 
+def test_one_odd_validation_image_does_not_let_everything_pass():
+    rng = np.random.default_rng(0)
+    train, validation = cloud(rng, 300), cloud(rng, 100)
+    for points in validation:
+        points[0] *= 100
+    abstention = Abstention.fit(train, validation)
+    assert (abstention.distances(cloud(rng, 1000)) < 1).all()
+    assert (abstention.distances(cloud(rng, 1000, stretch=15)) > 1).all()
+
+
 def test_far_depends_on_the_direction(fitted):
     abstention, _ = fitted
     along, across = np.zeros((2, 6)), np.zeros((2, 40))
