@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(items):
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first test process to want it makes for all."""
     shared = tmp_path_factory.getbasetemp()
-    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / name
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "made" / name
+    folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             make(folder)

@@ -26,7 +26,7 @@ def test_the_demo_s_page_answers(demo):
     answer = Client(demo.url, verbose=False).predict(
         handle_file(EXAMPLES / "synthetic-effusion.png"), api_name="/predict"
     )[3]
-    assert answer["prediction"] == "sick"
+    assert answer["prediction"] == "sick", answer
 
 
 def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(small_model, tmp_path):

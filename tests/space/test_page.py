@@ -205,6 +205,7 @@ def test_a_cold_start_and_a_full_queue_are_said(browser, model, monkeypatch):
     page.get_by_text("synthetic normal").click()
     expect(page.locator(".toast-body").first).to_contain_text("busy. Please try again", timeout=20_000)
     loading.set_result(model)
+    wait(asked, timeout=20)
     page.reload()
     expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
     page.close()

@@ -124,12 +124,13 @@ def test_the_space_holds_the_page_and_names_its_model(hub, client, model, small_
     assert client.run(*words).code == 0
     repository = hub.repository("space", "clinic/page")
     page = ROOT / "space"
-    files = [*page.glob("*.py"), page / "requirements.txt", page / "README.md", *page.glob("examples/*")]
+    files = [path for path in page.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     here = {path.relative_to(page).as_posix(): path.read_bytes() for path in files}
     assert held(repository) == here | {"README.md": repository.read("README.md")}
     assert repository.state["variables"] == {"MODEL_ID": "clinic/shown"}
     (client.here / "README.md").write_bytes(repository.read("README.md"))
-    loaded = sorted(path.name for kind in ("*.json", "*.safetensors") for path in model.glob(kind))
+    kinds = ("*.json", "*.safetensors", "README.md", "eval/*.png")
+    loaded = sorted(path.relative_to(model).as_posix() for kind in kinds for path in model.glob(kind))
     told, was = metadata_load(client.here / "README.md"), metadata_load(page / "README.md")
     assert told == was | {
         "title": "Chest opacity: shown",
