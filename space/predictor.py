@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
@@ -74,7 +75,7 @@ class Predictor:
                 folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
             self.processor = AutoImageProcessor.from_pretrained(folder)
             self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]
             raise InputError(
                 f"{model_id}: found no image classifier there (config.json, model.safetensors, "

@@ -33,6 +33,7 @@ from space.errors import InputError
 from space.images import load_image
 from space.predictor import Answer, Predictor
 from space.runtimes import Network, exported_name, load_runtime
+from space.saliency import last_stage
 from training.card import write_card
 from training.cli import Parser, run
 from training.evaluate import select_rows
@@ -62,12 +63,7 @@ def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
     precision = "int8" if int8 else "float32"
     with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
         work = Path(scratch)
-        _write_onnx(predictor, work / "model.onnx")
-        if int8:
-            quantise = _quantise_onnx if runtime == "onnx" else _quantise_openvino
-            quantise(work, _calibration(predictor, train))
-        elif runtime == "openvino":
-            _write_openvino(work)
+        write_network(predictor, work, runtime, train if int8 else None)
         told = {
             "format": runtime,
             "precision": precision,
@@ -85,6 +81,16 @@ def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
             file.write_text(json.dumps({"file": name} | told, indent=2) + "\n")
     write_card(folder)
     return {"file": name} | told
+
+
+def write_network(predictor: Predictor, work: Path, runtime: str, calibration: Dataset | None = None) -> None:
+    """Write what `load_runtime` reads into a folder; in int8 when there are rows to take its ranges from."""
+    _write_onnx(predictor, work / "model.onnx")
+    if calibration is not None:
+        quantise = _quantise_onnx if runtime == "onnx" else _quantise_openvino
+        quantise(predictor, work, _pixels(predictor, calibration))
+    elif runtime == "openvino":
+        _write_openvino(work)
 
 
 def _write_onnx(predictor: Predictor, file: Path) -> None:
@@ -115,7 +121,7 @@ def _write_openvino(work: Path) -> None:
     openvino.save_model(network, work / "openvino_model.xml", compress_to_fp16=False)
 
 
-def _quantise_onnx(work: Path, batches: list[np.ndarray]) -> None:
+def _quantise_onnx(predictor: Predictor, work: Path, batches: list[np.ndarray]) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -133,14 +139,15 @@ def _quantise_onnx(work: Path, batches: list[np.ndarray]) -> None:
         work / "prepared.onnx",
         work / "model_int8.onnx",
         Reader(),
-        op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "MaxPool"],
+        op_types_to_quantize=["Conv"] if last_stage(predictor.model) is not None else ["MatMul", "Gemm"],
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"CalibMovingAverage": True},  # the range of most images, not that of the one furthest out
     )
 
 
-def _quantise_openvino(work: Path, batches: list[np.ndarray]) -> None:
+def _quantise_openvino(_: Predictor, work: Path, batches: list[np.ndarray]) -> None:
     import nncf
     import openvino
 
@@ -151,7 +158,7 @@ def _quantise_openvino(work: Path, batches: list[np.ndarray]) -> None:
     openvino.save_model(quantised, work / "openvino_model_int8.xml", compress_to_fp16=False)
 
 
-def _calibration(predictor: Predictor, train: Dataset) -> list[np.ndarray]:
+def _pixels(predictor: Predictor, train: Dataset) -> list[np.ndarray]:
     """Pixels of evenly spaced training images, one by one."""
     every = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION, len(train))).astype(int))
     images = train.select(every).select_columns(["image"]).cast_column("image", Image(decode=False))

@@ -86,7 +86,15 @@ def test_the_threshold_decides_between_two_classes_and_the_greatest_among_more(p
     assert predictor.decide(np.array([[0.2, 0.35, 0.45], [0.5, 0.3, 0.2]])).tolist() == [2, 0]
 
 
-def test_what_is_no_model_is_refused_in_one_line(tmp_path):
+def test_what_is_no_model_or_a_broken_one_is_refused_in_one_line(small_model, tmp_path):
     with pytest.raises(InputError, match="found no image classifier") as refusal:
         Predictor(tmp_path)
     assert "\n" not in str(refusal.value)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(small_model / name, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((small_model / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(InputError, match="found no image classifier"):
+        Predictor(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="found no image classifier"):
+        Predictor(tmp_path)
