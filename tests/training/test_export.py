@@ -11,6 +11,7 @@ from tests.images import strange_pictures
 from training import evaluate, export, predict
 from training.push import model_upload
 
+pytestmark = pytest.mark.xdist_group("export")  # its fixture is slow
 MODES = [("onnx", "float32"), ("onnx", "int8"), ("openvino", "float32"), ("openvino", "bf16"), ("openvino", "int8")]
 
 
