@@ -43,15 +43,15 @@ def test_the_split_is_written_with_every_image_once_and_no_group_twice(small_mod
     assert split["label"].value_counts().nunique() == 1
 
 
-def test_the_saved_model_is_the_best_checkpoint(small_phantom, tmp_path):
+def test_the_saved_model_is_the_best_checkpoint(small_home, tmp_path):
     train.main(
-        [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
+        [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
         + ["--num_train_epochs", "4", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
     )
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     losses = {epoch["epoch"]: epoch["val_loss"] for epoch in history["epochs"]}
     assert history["best_epoch"] == min(losses, key=losses.get)
-    evaluate.main([str(tmp_path / "m"), "--data", str(small_phantom), "--split", "validation", "--name", "validation"])
+    evaluate.main([str(tmp_path / "m"), "--data", str(small_home), "--split", "validation", "--name", "validation"])
     table = pd.read_csv(tmp_path / "m" / "eval" / "validation.csv")
     given = np.where(table["label"] == "sick", table["probability_sick"], table["probability_normal"])
     assert -np.log(given.clip(1e-6)).mean() == pytest.approx(min(losses.values()), abs=2e-3)
@@ -96,9 +96,9 @@ def half_a_tensor_file(_tensor, path):
         file.write(b"PK")
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_weights(small_model, small_phantom, tmp_path, monkeypatch):
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(small_model, small_home, tmp_path, monkeypatch):
     """In the middle of an epoch and of a checkpoint's files, before its last, after it, and when the folder is made."""
-    command = [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
+    command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     step = torch.optim.AdamW.step
     moments = [
         (torch.optim.AdamW, "step", dying(step, 2)),
@@ -117,8 +117,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(small_model, sm
     assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
 
 
-def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, small_phantom, tmp_path, monkeypatch):
-    command = [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
+def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, small_home, tmp_path, monkeypatch):
+    command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     step = torch.optim.AdamW.step
     interrupt = iter([False, False, True] + [False] * 100)
 
@@ -165,10 +165,10 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 
-def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_phantom, tmp_path):
+def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "mine.txt").write_text("precious")
-    command = [PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), *SMALL]
+    command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     with pytest.raises(InputError, match="m exists; choose another --output_dir, or replace it"):
         train.main(command)
     with pytest.raises(InputError, match="no such folder"):
@@ -178,9 +178,9 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_phantom, 
     assert not (tmp_path / "m" / "mine.txt").exists()
 
 
-def test_two_processes_train_the_model_that_one_trains(small_phantom, small_base, tmp_path):
+def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
     """Also with a last step that is not full; and they count every validation image once."""
-    command = [PHANTOM, "--data", str(small_phantom), "--model_name_or_path", str(small_base), "--image_size", "32"]
+    command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--bf16", "false", "--balance", "class_weight", "--balance_scope", "train"]
     config = str(RECIPES / "accelerate" / "cpu.yaml")
     launched = subprocess.run(
