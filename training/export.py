@@ -134,9 +134,10 @@ def _quantise_onnx(predictor: Predictor, work: Path, batches: list[np.ndarray]) 
             return None if batch is None else {"pixels": batch}
 
     logging.getLogger().setLevel(logging.ERROR)
-    quant_pre_process(work / "model.onnx", work / "prepared.onnx", skip_symbolic_shape=True)
+    prepared = work / "prepared.onnx"
+    quant_pre_process(work / "model.onnx", prepared, skip_symbolic_shape=True)
     quantize_static(
-        work / "prepared.onnx",
+        prepared,
         work / "model_int8.onnx",
         Reader(),
         op_types_to_quantize=["Conv"] if last_stage(predictor.model) is not None else ["MatMul", "Gemm"],
@@ -145,6 +146,7 @@ def _quantise_onnx(predictor: Predictor, work: Path, batches: list[np.ndarray]) 
         weight_type=QuantType.QInt8,
         extra_options={"CalibMovingAverage": True},  # the range of most images, not that of the one furthest out
     )
+    prepared.unlink()
 
 
 def _quantise_openvino(_: Predictor, work: Path, batches: list[np.ndarray]) -> None:
