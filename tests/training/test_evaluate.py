@@ -87,7 +87,7 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom
     [
         (["--name", "x", "--sites", "Z"], "found no labelled images at Z; the sites are A, B"),
         (["--name", "../x"], "expected letters, digits"),
-        (["--name", "training"], "and not audit or training"),
+        (["--name", "training"], "and not audit, training or export_"),
         ([], "the following arguments are required: --name"),
         (["--name", "x", "--prevalence", "5"], "--prevalence 5.0: expected a share between 0 and 1"),
         (["--name", "x", "--folds", "MODEL"], "images stand in the test part of two folders"),
