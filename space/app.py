@@ -149,6 +149,7 @@ def main() -> None:
     if not model_id:
         sys.exit("error: MODEL_ID is not set; give it a model folder or a Hub id")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end is that of Ctrl-C: what was uploaded is deleted
+    blocks = None
     try:
         texts = Texts(os.environ.get("PAGE_LANGUAGE", "en"))
         mode = os.environ.get("RUNTIME", "torch"), os.environ.get("PRECISION", "float32")
@@ -156,6 +157,8 @@ def main() -> None:
         blocks = serve(loading, texts, share=os.environ.get("GRADIO_SHARE") == "True")
         loading.result()
     except InputError as error:
+        if blocks:
+            blocks.close(verbose=False)
         sys.exit(f"error: {error}")
     print(f"\npage: {blocks.share_url or blocks.local_url}", flush=True)
     blocks.block_thread()

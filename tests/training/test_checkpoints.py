@@ -22,9 +22,9 @@ def command(data, repo, *settings):
 
 
 def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_same_weights(
-    hub, client, small_phantom, small_model, tmp_path
+    hub, client, small_home, small_model, tmp_path
 ):
-    words = command(small_phantom, "clinic/run", "--hub_strategy", "checkpoint")
+    words = command(small_home, "clinic/run", "--hub_strategy", "checkpoint")
     for place in ("here", "elsewhere"):
         (tmp_path / place).mkdir()
     assert client.run(*words, cwd=tmp_path / "here").code == 0
@@ -54,9 +54,9 @@ def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_s
     assert not [one for one in hub.asked if "-checkpoint/" in one.path]
 
 
-def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_phantom, tmp_path):
+def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_home, tmp_path):
     hub.faults = [Fault("/commit/", 500)]
-    told = client.run(*command(small_phantom, "clinic/saves", "--hub_private_repo", "true"), cwd=tmp_path)
+    told = client.run(*command(small_home, "clinic/saves", "--hub_private_repo", "true"), cwd=tmp_path)
     assert told.code == 0, told.err
     assert (
         "warning: model clinic/saves: the Hub is at fault; try again later (500: no); the training goes on" in told.out
@@ -68,10 +68,10 @@ def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, 
     assert repository.state["private"]
 
 
-def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_phantom, small_model, tmp_path):
+def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_home, small_model, tmp_path):
     hub.add("model", "clinic/base", small_model)
     settings = ["--model_name_or_path", "clinic/base", "--hub_strategy", "end", "--num_train_epochs", "1"]
-    told = client.run(*command(small_phantom, "end", *settings), cwd=tmp_path)
+    told = client.run(*command(small_home, "end", *settings), cwd=tmp_path)
     assert told.code == 0, told.err
     repository = hub.repository("model", "clinic/end")
     assert titles(repository) == ["Train m", "initial commit"]
@@ -91,12 +91,12 @@ def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_p
     ],
 )
 def test_a_run_that_cannot_reach_what_it_needs_ends_in_one_line(
-    hub, client, small_phantom, small_model, tmp_path, settings, token, message
+    hub, client, small_home, small_model, tmp_path, settings, token, message
 ):
     for user in ("clinic", "other"):
         if not hub.repository("model", f"{user}/gated"):
             hub.add("model", f"{user}/gated", small_model, gated="manual")
-    told = client.run(*command(small_phantom, "clinic/never", *settings), token=token, cwd=tmp_path)
+    told = client.run(*command(small_home, "clinic/never", *settings), token=token, cwd=tmp_path)
     assert told.code == 1
     assert told.line.startswith("error: ")
     assert message in told.line

@@ -31,8 +31,7 @@ def images(small_phantom):
     return [Image.open(path).convert("RGB") for path in sorted((small_phantom / "images").iterdir())[:21]]
 
 
-@pytest.mark.parametrize(("runtime", "precision"), MODES)
-@pytest.mark.parametrize("bulk", [False, True])
+@pytest.mark.parametrize(("runtime", "precision", "bulk"), [(*mode, mode[1] == "int8") for mode in MODES])
 def test_what_is_exported_answers_and_explains_as_the_weights_do(exported, images, runtime, precision, bulk):
     predictor = Predictor(exported)
     before = predictor.answer(images, "cam")
