@@ -1,0 +1,338 @@
+"""How a model of one site holds up at others, method by method: the table of docs/generalisation.md.
+
+    python tests/benchmarks/generalisation.py --data ../shared/data/lus --home pocus_northumbria \
+        --base ../shared/backbones/resnet-50-thin --work /tmp/generalisation [--methods light strong ...] [--away]
+
+Each method is fitted five times, on all but one of five folds of the home site's groups. What it says of the fold left
+out makes its figures at home; what it says of all other sites, five times, its figures away, which are shown with
+--away only. Two more parts may be looked at while methods are chosen, since they need nothing from away: `altered`, the
+folds left out as another machine might have shown them, and `phantom`, simulated frames. Predictions stay in --work,
+one CSV for each fit, and a fit that has its CSV is not made again. Not part of `make bench`: a fit takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, concatenate_datasets
+from PIL import Image
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+from transformers import HfArgumentParser, set_seed
+from transformers.utils import logging
+
+from space.images import load_image
+from space.predictor import Predictor
+from tests.benchmarks.handmade import handmade
+from tests.benchmarks.restyle import curve, cut, even, restyle
+from training.arguments import DataArguments, ModelArguments, TrainingArguments
+from training.augment import AUGMENTATIONS, mark
+from training.calibration import fit_calibration
+from training.measure import arrays, predict_rows
+from training.metric.bootstrap import calibration_error
+from training.model import load_base
+from training.phantom import write_phantom
+from training.settle import settle
+from training.sources import load_data
+from training.split import prepare, split
+from training.threshold import choose_threshold
+from training.trainer import make_trainer
+
+SHOWN = ("validation", "test", "altered", "phantom", "away")
+SIDE, FOLDS = 224, 5  # SIDE: of the copies that are worked with
+
+COMMON = {
+    "image_size": 128,
+    "augment": "ultrasound",
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.05,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+MANY = "phantom of many sites"  # stands for a model of it
+STRONG = AUGMENTATIONS["ultrasound"]
+AUGMENTATIONS["strong, curve, cut"] = (cut, curve, *STRONG)
+AUGMENTATIONS["strong, curve, cut, restyle"] = (cut, curve, restyle, *STRONG)
+PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_rate": 3e-4}
+METHODS = {
+    "hand-made features, linear": {"features": "hand-made"},
+    "frozen features, linear": {"features": "frozen"},
+    "none": {"augment": "none"},
+    "light": {"augment": "light"},
+    "strong": {},
+    "strong, curve, cut": {"augment": "strong, curve, cut"},
+    "strong, curve, cut, restyle": {"augment": "strong, curve, cut, restyle"},
+    "frozen norms": {"norms": "frozen"},
+    "two stages frozen": {"freeze": "2"},
+    "mixup, smoothing": {"mixup": 0.4, "label_smoothing_factor": 0.1},
+    "half the epochs": {"num_train_epochs": 5},
+    "local contrast": {"prepare": even},
+    "phantom only": {"model": MANY},
+    "phantom, then home": {"model_name_or_path": MANY},
+    "home and phantom": {"also": 480, "num_train_epochs": 8},
+}
+
+
+def shrink(data: str | Path, folder: Path, change=lambda image, rng: image) -> Path:
+    """A copy of DATA as a folder of SIDE x SIDE images, so that each look at them is cheap."""
+    if not folder.exists():
+        rows = load_data(data)
+        names, work = rows.features["label"].names, folder.with_name(f".{folder.name}")
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "images").mkdir(parents=True)
+        table = rows.remove_columns("image").to_pandas()
+        table["file_name"] = [f"images/{number:05d}.png" for number in range(len(table))]
+        sources = rows.cast_column("image", datasets.Image(decode=False))["image"]
+        for number, (source, name) in enumerate(zip(sources, table["file_name"], strict=True)):
+            small = load_image(source).resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            change(small, np.random.default_rng(number)).save(work / name)
+        table["label"] = [names[label] if label >= 0 else "" for label in table["label"]]
+        table.drop(columns=["path", "mask"], errors="ignore").to_csv(work / "metadata.csv", index=False)
+        work.rename(folder)
+    return folder
+
+
+def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A frame as another machine and operator might have shown it, for choosing methods."""
+    side = image.width
+    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * side).astype(int)
+    image = image.crop((left, top, side - right, side - bottom))
+    low = int(rng.integers(24, 90))
+    image = image.resize((low, int(low * rng.uniform(0.8, 1.25))), Image.Resampling.BOX)
+    grey = np.asarray(image.convert("L"), float) / 255
+    black, white = np.quantile(grey, [rng.uniform(0, 0.3), rng.uniform(0.9, 0.995)])
+    grey = ((grey - black) / max(white - black, 0.05)).clip(0, 1) ** rng.uniform(0.5, 1.8)
+    grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
+    image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
+
+
+class Bench:
+    """The parts of the data, and fits of methods on them. work: the folder that all is kept in."""
+
+    def __init__(self, data: str, home: str, base: str, work: Path):
+        self.base, self.work = base, work
+        (work / "fits").mkdir(parents=True, exist_ok=True)
+        self.args = DataArguments(
+            data=str(shrink(data, work / "data")), sites=[home], folds=FOLDS, balance="class_weight"
+        )
+        with contextlib.redirect_stdout(None):
+            self.prepared = prepare(self.args)
+        simulated = work / "simulated"
+        if not simulated.exists():
+            write_phantom(simulated, scale=0.3)
+        self.phantom = self._labelled(load_data(shrink(simulated, work / "phantom")))
+        self.altered = load_data(shrink(self.args.data, work / "altered", altered))
+
+    @staticmethod
+    def _labelled(rows: Dataset) -> Dataset:
+        return rows.select(np.flatnonzero(np.asarray(rows["label"]) >= 0))
+
+    def parts(self, fold: int) -> dict[str, Dataset]:
+        parts = split(self.prepared.home, replace(self.args, fold=fold))
+        test = set(parts["test"]["path"])
+        changed = self.altered.select([n for n, path in enumerate(self.altered["path"]) if path in test])
+        return parts | {"altered": changed, "phantom": self.phantom, "away": self.prepared.parts["external"]}
+
+    def run(self, method: str, fold: int) -> None:
+        """Fit a method on a fold and write what it says of all parts to fits/METHOD-FOLD.csv."""
+        file = self.work / "fits" / f"{method}-{fold}.csv"
+        if file.exists():
+            return
+        parts, started = self.parts(fold), time.perf_counter()
+        settings = METHODS[method]
+        if change := settings.get("prepare"):
+            parts = {part: rows.map(lambda row: {"image": change(row["image"])}) for part, rows in parts.items()}
+        if "features" in settings:
+            answer = self.linear(settings["features"], parts)
+        else:
+            folder = self.work / "models" / f"{method}-{fold}"
+            if settings.get("model") == MANY:
+                folder = self.pretrained(fold)
+            elif not folder.exists():
+                self.fit(settings, fold, parts, folder)
+            predictor = Predictor(folder)
+
+            def answer(rows):
+                return predict_rows(predictor, rows)
+
+        seconds = time.perf_counter() - started
+        tables = [answer(parts[part]).assign(part=part) for part in SHOWN]
+        pd.concat(tables).assign(seconds=seconds).to_csv(file, index=False)
+
+    def pretrained(self, seed: int = 0) -> Path:
+        """A model of many simulated sites; a fifth of them choose its threshold."""
+        folder = self.work / "models" / f"{MANY}-{seed}"
+        if not folder.exists():
+            sites = np.asarray(self.many["site"])
+            kept = np.isin(sites, sorted(set(sites))[seed::5])
+            parts = {"train": np.flatnonzero(~kept), "validation": np.flatnonzero(kept)}
+            self.fit(PRETRAIN, seed, {name: self.many.select(rows) for name, rows in parts.items()}, folder)
+        return folder
+
+    @cached_property
+    def many(self) -> Dataset:
+        """Frames of 40 simulated sites."""
+        simulated = self.work / "many40"
+        if not simulated.exists():
+            write_phantom(simulated, sites=40)
+        return self._labelled(load_data(shrink(simulated, self.work / "many")))
+
+    def _joined(self, home: Dataset, seed: int, frames: int) -> Dataset:
+        """The home images and as many simulated ones."""
+        chosen = np.random.default_rng(seed).choice(len(self.many), frames, replace=False)
+        columns = ["image", "label", "group", "site", "path"]
+        return concatenate_datasets([home.select_columns(columns), self.many.select(chosen).select_columns(columns)])
+
+    def linear(self, kind: str, parts: dict[str, Dataset]):
+        """Logistic regression on features of the train part, calibrated and with a threshold as a network is."""
+        extract = handmade if kind == "hand-made" else self.frozen
+        train, validation = ([extract(image) for image in parts[part]["image"]] for part in ("train", "validation"))
+        truth = np.asarray(parts["validation"]["label"])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, class_weight="balanced", max_iter=2000))
+        model.fit(train, parts["train"]["label"])
+
+        def logits(features):
+            odds = model.decision_function(features)
+            return np.stack([np.zeros_like(odds), odds], axis=1)
+
+        calibration = fit_calibration(logits(validation), truth)
+        threshold = choose_threshold(softmax(calibration.apply(logits(validation)), axis=1)[:, 1], truth == 1, "youden")
+
+        def answer(rows: Dataset) -> pd.DataFrame:
+            told = softmax(calibration.apply(logits([extract(image) for image in rows["image"]])), axis=1)
+            table = rows.select_columns(["path", "group", "site"]).to_pandas()
+            names = rows.features["label"].names
+            table.insert(1, "label", np.asarray(names)[np.asarray(rows["label"])])
+            return table.assign(
+                threshold=threshold, **{f"probability_{name}": told[:, index] for index, name in enumerate(names)}
+            )
+
+        return answer
+
+    @cached_property
+    def frozen(self):
+        """What the base gives for an image: the mean over the picture of its last stage."""
+        model, processor = load_base(
+            ModelArguments(model_name_or_path=self.base, image_size=COMMON["image_size"]), ["normal", "sick"]
+        )
+
+        def extract(image: Image.Image) -> np.ndarray:
+            with torch.inference_mode():
+                pixels = processor(image, return_tensors="pt")["pixel_values"]
+                return model.eval().base_model(pixels).pooler_output.flatten().numpy()
+
+        return extract
+
+    def fit(self, method: dict, fold: int, parts: dict[str, Dataset], folder: Path) -> Path:
+        recipe = {"model_name_or_path": self.base, "output_dir": str(self.work / "scratch"), "seed": fold}
+        recipe |= COMMON | method
+        names = parts["train"].features["label"].names
+        also, base = recipe.pop("also", 0), recipe["model_name_or_path"]
+        if base == MANY:
+            recipe["model_name_or_path"] = str(self.pretrained())
+        if also:
+            parts = parts | {"train": self._joined(parts["train"], fold, also)}
+        recipe.pop("prepare", None)
+        frozen = recipe.pop("norms", "") == "frozen"
+        model_args, args = HfArgumentParser((ModelArguments, TrainingArguments)).parse_dict(recipe)
+        set_seed(fold)
+        model, processor = load_base(model_args, names)
+        if frozen:
+            freeze_norms(model)
+        trainer = make_trainer(model, processor, parts, self.args.balance, model_args, args)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            trainer.train()
+        if args.ema_decay:
+            trainer.optimizer.eval()
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        settle(folder, parts["train"], parts["validation"], model_args.threshold, model_args.calibrate)
+        return folder
+
+
+def freeze_norms(model: torch.nn.Module) -> None:
+    """Let batch norm keep the statistics that it came with."""
+
+    def put_back(_module, _inputs) -> None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.training = False
+
+    model.register_forward_pre_hook(put_back)
+
+
+def figures(tables: list[pd.DataFrame], part: str, labels: list[str]) -> dict[str, np.ndarray]:
+    """(fits,) each: AUC, balanced accuracy at the stored threshold and calibration error of a part."""
+    found = {"auc": [], "balanced": [], "ece": []}
+    for table in tables:
+        rows = table[table["part"] == part]
+        probabilities, truth, _ = arrays(rows, labels)
+        found["auc"].append(roc_auc_score(truth, probabilities[:, 1]))
+        found["balanced"].append(balanced_accuracy_score(truth, probabilities[:, 1] >= rows["threshold"]))
+        found["ece"].append(calibration_error(probabilities, truth))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def show(work: Path, methods: list[str], away: bool) -> None:
+    labels = ["normal", "sick"]
+    parts = ["test", "altered", "phantom"] + ["away"] * away
+    print("| method | fits | " + " | ".join(f"{p} AUC | {p} bal | {p} ECE" for p in parts) + " | s |")
+    for method in methods:
+        files = [work / "fits" / f"{method}-{fold}.csv" for fold in range(FOLDS)]
+        tables = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
+        if not tables:
+            continue
+        cells = []
+        for part in parts:
+            told = tables
+            if part in ("test", "altered"):  # each fold is a different part of home
+                told = [pd.concat(tables)]
+            for values in figures(told, part, labels).values():
+                cells.append(f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""))
+        seconds = np.mean([table["seconds"].iloc[0] for table in tables])
+        print(f"| {method} | {len(tables)} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--folds", type=int, default=FOLDS, help="only the first ones")
+    parser.add_argument("--away", action="store_true", help="show the figures away, after the methods were chosen")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    bench = Bench(args.data, args.home, args.base, args.work)
+    for method, fold in tqdm([(method, fold) for method in args.methods for fold in range(args.folds)]):
+        bench.run(method, fold)
+    show(args.work, args.methods, args.away)
+
+
+if __name__ == "__main__":
+    main()
