@@ -1,7 +1,8 @@
 """Changes that leave the diagnosis as it is, on PIL images; none turns a picture upside down.
 
 Each function takes an RGB image and a random generator and returns an RGB image of the same size. What a change does to
-the anatomy, the exposure or the marks is what other people, machines and rooms would have done.
+the anatomy, the exposure or the marks is what other people, machines and rooms would have done. Pixels, as a unit, are
+those of a picture USUAL high: on a larger one, which will be scaled down, a grain or a blur is as much larger.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+USUAL = 224
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -47,7 +49,7 @@ def time_gain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def speckle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Another draw of speckle: multiplicative noise, grains of 1 to 3 pixels, up to 20 % strong."""
-    grain = rng.integers(1, 4)
+    grain = max(1, round(rng.integers(1, 4) * image.height / USUAL))
     noise = rng.standard_normal((image.height // grain + 1, image.width // grain + 1)).astype(np.float32)
     noise = np.asarray(Image.fromarray(noise).resize(image.size, Image.Resampling.BILINEAR))
     return _scaled(image, 1 + rng.uniform(0, 0.2) * noise[..., None])
@@ -61,7 +63,11 @@ def grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Out of focus, every third time: Gaussian, up to 1.5 pixels."""
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5))) if rng.random() < 1 / 3 else image
+    return (
+        image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5) * image.height / USUAL))
+        if rng.random() < 1 / 3
+        else image
+    )
 
 
 def coarsen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
