@@ -1,10 +1,11 @@
-"""What can be done with a finished model at another site, measured on the fits that generalisation.py left.
+"""What can be done with finished models at another site: model folders that have an evaluation external.
 
-    python tests/benchmarks/afterwards.py --work /tmp/generalisation --method strong
+    python tests/benchmarks/afterwards.py models/elsewhere-[0-4] --data ../shared/data/lus
 
-Without labels: the mean over each clip, the share of the sick told from the answers themselves (EM), the mean of the
-five fits' answers. With a few labelled images of as many local patients: a shift, a scale and so a threshold of their own;
-the figures are those of the patients that were not among them.
+Without labels: batch-norm statistics taken anew from the site's images, the mean over each clip, and the share of the
+sick told from the answers themselves (EM). With a few labelled images of as many local patients: a shift, a scale and
+so a threshold of their own; the figures are those of the patients that were not among them. Mean and deviation over
+the folders.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from datasets import Dataset
+from PIL import Image
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from space.predictor import Predictor
+from training.measure import predict_rows
 from training.metric.bootstrap import calibration_error
+from training.sources import load_data
 
 DRAWS, FEW = 40, (4, 8, 12, 16)
 
@@ -52,52 +59,101 @@ def fit_few(odds: np.ndarray, sick: np.ndarray) -> tuple[float, float]:
     return float(np.exp(scale)), float(shift)
 
 
-def measure(tables: list[pd.DataFrame], part: str) -> dict[str, np.ndarray]:
-    """(fits, 3) for each way: AUC, balanced accuracy, calibration error."""
-    found: dict[str, list] = {}
-    shown = [table[table["part"] == part] for table in tables]
-    for table, rows in zip(tables, shown, strict=True):
-        odds = logit(rows["probability_sick"].clip(1e-6, 1 - 1e-6)).to_numpy()
-        sick, threshold = (rows["label"] == "sick").to_numpy(), float(logit(rows["threshold"].iloc[0]))
-        groups = rows["group"].to_numpy()
-        found.setdefault("as it is", []).append(figures(odds, sick, threshold))
+@torch.inference_mode()
+def with_statistics_of(predictor: Predictor, images: list[Image.Image]) -> np.ndarray:
+    """Log odds (images,) when batch norm has the statistics of these images (Schneider et al., NeurIPS 2020)."""
+    pixels = torch.cat([predictor.pixel_values([image]) for image in images])
+    for module in predictor.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all batches
+    predictor.model.train()
+    for batch in pixels[torch.from_numpy(np.random.default_rng(0).permutation(len(pixels)))].split(64):
+        predictor.model(batch)
+    predictor.model.eval()
+    logits = torch.cat([predictor.model(batch).logits for batch in pixels.split(32)])
+    return (logits[:, 1] - logits[:, 0]).numpy()
 
-        validation = table[table["part"] == "validation"]
-        shift = prior_shift(odds, (validation["label"] == "sick").mean())
-        found.setdefault("EM", []).append(figures(odds + shift, sick, threshold))
 
-        cases = pd.DataFrame({"odds": odds, "sick": sick, "group": groups}).groupby(["group", "sick"]).mean()
-        told = cases.reset_index()
-        found.setdefault("clips", []).append(figures(told["odds"].to_numpy(), told["sick"].to_numpy(), threshold))
+def new_statistics(model: Path, rows: Dataset, sites: bool) -> np.ndarray:
+    """Log odds of rows with the statistics of all of them, or of those of the same site."""
+    place = np.asarray(rows["site"] if sites else [""] * len(rows))
+    odds = np.empty(len(rows))
+    for site in np.unique(place):
+        here = np.flatnonzero(place == site)
+        odds[here] = with_statistics_of(Predictor(model), rows.select(here)["image"][:])
+    return odds
 
-        for count in FEW:
-            rng, drawn = np.random.default_rng(0), []
-            for _ in range(DRAWS):
-                names = rng.permutation(np.unique(groups))[:count]
-                chosen = np.array([rng.choice(np.flatnonzero(groups == name)) for name in names])
-                others = ~np.isin(groups, names)
-                if len(set(sick[chosen])) < 2 or len(set(sick[others])) < 2:
-                    continue
-                scale, moved = fit_few(odds[chosen], sick[chosen])
-                adapted = figures(scale * odds[others] + moved, sick[others], 0.0)
-                drawn.append((*adapted, *figures(odds[others], sick[others], threshold)))
-            found.setdefault(f"{count} labelled", []).append(np.mean(drawn, axis=0)[:3])
-            found.setdefault(f"({count}: as it is, on the same others)", []).append(np.mean(drawn, axis=0)[3:])
-    return {name: np.array(values) for name, values in found.items()}
+
+def measure(model: Path, rows: Dataset) -> dict[str, tuple[float, float, float]]:
+    """For each way: AUC, balanced accuracy, calibration error."""
+    told = pd.read_csv(model / "eval" / "external.csv", keep_default_na=False)
+    rows = rows.select(pd.Series(range(len(rows)), index=rows["path"])[told["path"]].to_numpy())
+    split = pd.read_csv(model / "split.csv")
+    home = (split["label"][split["split"] == "validation"] == "sick").mean()
+    odds = logit(told["probability_sick"].clip(1e-6, 1 - 1e-6)).to_numpy()
+    sick, threshold = (told["label"] == "sick").to_numpy(), float(logit(told["threshold"].iloc[0]))
+    groups = told["group"].to_numpy()
+    cases = pd.DataFrame({"odds": odds, "sick": sick, "group": groups}).groupby(["group", "sick"]).mean().reset_index()
+    found = {
+        "as it is": figures(odds, sick, threshold),
+        "as it is, threshold 0.5": figures(odds, sick, 0.0),
+        "statistics of all these images": figures(new_statistics(model, rows, sites=False), sick, threshold),
+        "statistics of each site": figures(new_statistics(model, rows, sites=True), sick, threshold),
+        "EM": figures(odds + prior_shift(odds, home), sick, threshold),
+        "clips": figures(cases["odds"].to_numpy(), cases["sick"].to_numpy(), threshold),
+    }
+    for count in FEW:
+        rng, adapted, plain = np.random.default_rng(0), [], []
+        for _ in range(DRAWS):
+            names = rng.permutation(np.unique(groups))[:count]
+            chosen = np.array([rng.choice(np.flatnonzero(groups == name)) for name in names])
+            others = ~np.isin(groups, names)
+            if len(set(sick[chosen])) == 2 and len(set(sick[others])) == 2:
+                scale, shift = fit_few(odds[chosen], sick[chosen])
+                adapted.append(figures(scale * odds[others] + shift, sick[others], 0.0))
+                plain.append(figures(odds[others], sick[others], threshold))
+        found[f"{count} labelled images"] = tuple(np.mean(adapted, axis=0))
+        found[f"the same patients without these {count}"] = tuple(np.mean(plain, axis=0))
+    return found
+
+
+def together(models: list[Path], rows: Dataset) -> dict[str, tuple[float, float, float]]:
+    """What the models say together: by the mean of their log odds, and as one model with the mean of their weights."""
+    tables = [pd.read_csv(model / "eval" / "external.csv", keep_default_na=False) for model in models]
+    odds = np.stack([logit(table["probability_sick"].clip(1e-6, 1 - 1e-6)) for table in tables]).mean(axis=0)
+    thresholds = np.mean([logit(table["threshold"].iloc[0]) for table in tables])
+    sick = (tables[0]["label"] == "sick").to_numpy()
+    one, *others = [Predictor(model) for model in models]
+    weights = one.model.state_dict()
+    for name, weight in weights.items():
+        if weight.is_floating_point():
+            weight.copy_(torch.stack([weight, *(other.model.state_dict()[name] for other in others)]).mean(dim=0))
+    rows = rows.select(pd.Series(range(len(rows)), index=rows["path"])[tables[0]["path"]].to_numpy())
+    table = predict_rows(one, rows)
+    averaged = logit(table["probability_sick"].clip(1e-6, 1 - 1e-6)).to_numpy()
+    return {
+        "the mean of all models' answers": figures(odds, sick, thresholds),
+        "the mean of all models' weights": figures(averaged, sick, thresholds),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--part", default="away")
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--data", required=True, help="DATA that the evaluations external are of")
     args = parser.parse_args()
-    files = sorted((args.work / "fits").glob(f"{args.method}-[0-9].csv"))
-    tables = [pd.read_csv(file, keep_default_na=False) for file in files]
-    print(f"| {args.method}, {args.part} | AUC | balanced accuracy | calibration error |\n|---|---|---|---|")
-    for name, values in measure(tables, args.part).items():
-        cells = " | ".join(f"{each.mean():.3f} ± {each.std(ddof=1):.3f}" for each in values.T)
+    rows = load_data(args.data)
+    told = [measure(model, rows) for model in args.models]
+    print("| | AUC | balanced accuracy | calibration error |\n|---|---|---|---|")
+    for name in told[0]:
+        values = np.array([each[name] for each in told])
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(3, np.nan)
+        cells = " | ".join(f"{mean:.3f} ± {half:.3f}" for mean, half in zip(values.mean(axis=0), spread, strict=True))
         print(f"| {name} | {cells} |")
+    if len(args.models) > 1:
+        for name, values in together(args.models, rows).items():
+            print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
 if __name__ == "__main__":

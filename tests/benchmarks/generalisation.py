@@ -93,6 +93,7 @@ METHODS = {
     "phantom only": {"model": MANY},
     "phantom, then home": {"model_name_or_path": MANY},
     "home and phantom": {"also": 480, "num_train_epochs": 8},
+    "home and phantom, curve, cut": {"also": 480, "num_train_epochs": 8, "augment": "strong, curve, cut"},
 }
 
 
@@ -195,11 +196,8 @@ class Bench:
 
     @cached_property
     def many(self) -> Dataset:
-        """Frames of 40 simulated sites."""
-        simulated = self.work / "many40"
-        if not simulated.exists():
-            write_phantom(simulated, sites=40)
-        return self._labelled(load_data(shrink(simulated, self.work / "many")))
+        """1920 frames of 160 simulated sites."""
+        return self._labelled(load_data(shrink("phantom?sites=160", self.work / "many")))
 
     def _joined(self, home: Dataset, seed: int, frames: int) -> Dataset:
         """The home images and as many simulated ones."""

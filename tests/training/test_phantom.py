@@ -85,12 +85,14 @@ def test_brightness_alone_does_not_tell_the_label(demo):
 
 def test_drawn_sites_have_as_many_frames_each_and_are_set_differently(tmp_path):
     sites = draw_sites(4)
-    assert list(sites) == ["S001", "S002", "S003", "S004"] and sites == draw_sites(4)
+    assert list(sites) == ["S001", "S002", "S003", "S004"]
+    assert sites == draw_sites(4)
     assert draw_sites(2) == {name: sites[name] for name in ("S001", "S002")}
     assert len({site.dynamic_range for site in sites.values()}) == 4
     write_phantom(tmp_path / "drawn", scale=0.25, sites=2)
     frames = Counter((row["site"], row["label"]) for row in table(tmp_path / "drawn"))
-    assert len(frames) == 4 and len(set(frames.values())) == 1
+    assert len(frames) == 4
+    assert len(set(frames.values())) == 1
     assert {row["synthetic"] for row in table(tmp_path / "drawn")} == {"yes"}
     for row in table(tmp_path / "drawn"):
         if row["label"] == "sick":
@@ -98,4 +100,5 @@ def test_drawn_sites_have_as_many_frames_each_and_are_set_differently(tmp_path):
                 Image.open(tmp_path / "drawn" / row["file_name"]) as image,
                 Image.open(tmp_path / "drawn" / row["file_name"].replace("images", "masks")) as mask,
             ):
-                assert mask.size == image.size and np.asarray(mask).any()
+                assert mask.size == image.size
+                assert np.asarray(mask).any()
