@@ -177,6 +177,9 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_besides(small_model, 
     simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
     assert set(split["site"]) == {"A"}
     steps = json.loads((tmp_path / "m" / "trainer_state.json").read_text())["global_step"]
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"trained besides on {tmp_path / 'many'}" in card
+    assert "1 epochs, the last one kept" in card
     assert steps == -(-((split["split"] == "train").sum() + len(simulated)) // 4)
 
 
