@@ -1,4 +1,4 @@
-"""Augmentations that make one site look like many, on PIL images, as those of training/augment.py are."""
+"""Changes of PIL images that were tried and did not pay: no part of training/augment.py."""
 
 from __future__ import annotations
 
@@ -33,24 +33,6 @@ def restyle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     blend = share * maps[0] / (np.linalg.norm(maps[0]) + 1e-6) * np.linalg.norm(grey) + (1 - share) * grey
     blend *= np.linalg.norm(grey) / (np.linalg.norm(blend) + 1e-6)
     return Image.fromarray((blend * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-
-
-def curve(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Grey values on a random rising curve through four points, every other time: compression and post-processing."""
-    if rng.random() < 0.5:
-        return image
-    at, to = (np.r_[0, np.cumsum(rng.dirichlet(np.full(5, 3.0)))] * 255 for _ in range(2))
-    table = np.interp(np.arange(256), at, to).round().astype(np.uint8)
-    return image.point(table.tolist() * len(image.getbands()))
-
-
-def cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut out of the sector, every other time: up to 20 % of each side, 30 % of the bottom and 6 % of the top."""
-    if rng.random() < 0.5:
-        return image
-    width, height = image.size
-    left, top, right, bottom = rng.uniform(0, [0.2 * width, 0.06 * height, 0.2 * width, 0.3 * height])
-    return image.resize(image.size, Image.Resampling.BILINEAR, box=(left, top, width - right, height - bottom))
 
 
 def even(image: Image.Image) -> Image.Image:
