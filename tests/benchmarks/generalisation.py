@@ -54,6 +54,7 @@ from training.threshold import choose_threshold
 from training.trainer import make_trainer
 
 SHOWN = ("validation", "test", "altered", "phantom", "away")
+LABELS = ["normal", "sick"]
 SIDE, FOLDS = 224, 5  # SIDE: of the copies that are worked with
 
 COMMON = {
@@ -287,36 +288,52 @@ def freeze_norms(model: torch.nn.Module) -> None:
     model.register_forward_pre_hook(put_back)
 
 
-def figures(tables: list[pd.DataFrame], part: str, labels: list[str]) -> dict[str, np.ndarray]:
-    """(fits,) each: AUC, balanced accuracy at the stored threshold and calibration error of a part."""
-    found = {"auc": [], "balanced": [], "ece": []}
-    for table in tables:
-        rows = table[table["part"] == part]
-        probabilities, truth, _ = arrays(rows, labels)
-        found["auc"].append(roc_auc_score(truth, probabilities[:, 1]))
-        found["balanced"].append(balanced_accuracy_score(truth, probabilities[:, 1] >= rows["threshold"]))
-        found["ece"].append(calibration_error(probabilities, truth))
-    return {name: np.array(values) for name, values in found.items()}
+def figures(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """AUC, balanced accuracy at the stored threshold and calibration error of predicted rows."""
+    probabilities, truth, _ = arrays(rows, LABELS)
+    balanced = balanced_accuracy_score(truth, probabilities[:, 1] >= rows["threshold"])
+    return roc_auc_score(truth, probabilities[:, 1]), balanced, calibration_error(probabilities, truth)
+
+
+def auc_interval(tables: list[pd.DataFrame], draws: int = 500) -> tuple[float, float]:
+    """95 % interval of the mean AUC of several fits, from a bootstrap over groups, the same draws for all fits."""
+    scores = np.stack([table["probability_sick"] for table in tables])
+    truth, groups = (tables[0]["label"] == "sick").to_numpy(), tables[0]["group"].to_numpy()
+    members, rng, found = [np.flatnonzero(groups == name) for name in np.unique(groups)], np.random.default_rng(0), []
+    while len(found) < draws:
+        rows = np.concatenate([members[index] for index in rng.integers(0, len(members), len(members))])
+        if 0 < truth[rows].sum() < len(rows):
+            found.append(np.mean([roc_auc_score(truth[rows], each[rows]) for each in scores]))
+    return tuple(np.quantile(found, [0.025, 0.975]))
 
 
 def show(work: Path, methods: list[str], away: bool) -> None:
-    labels = ["normal", "sick"]
-    parts = ["test", "altered", "phantom"] + ["away"] * away
-    print("| method | fits | " + " | ".join(f"{p} AUC | {p} bal | {p} ECE" for p in parts) + " | s |")
+    """Print the table: mean and standard deviation over the fits."""
+    shown = [("home", "test"), ("altered", "altered"), ("phantom", "phantom")] + [("away", "away")] * away
+    head = ["method", "fits", "seconds"]
+    for title, _ in shown:
+        head += [f"AUC, {title}"] + ["95 % interval"] * (title == "away")
+        head += [f"balanced accuracy, {title}", f"calibration error, {title}"] * (title in ("home", "away"))
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for method in methods:
         files = [work / "fits" / f"{method}-{fold}.csv" for fold in range(FOLDS)]
         tables = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
         if not tables:
             continue
-        cells = []
-        for part in parts:
-            told = tables
-            if part in ("test", "altered"):  # each fold is a different part of home
-                told = [pd.concat(tables)]
-            for values in figures(told, part, labels).values():
-                cells.append(f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""))
-        seconds = np.mean([table["seconds"].iloc[0] for table in tables])
-        print(f"| {method} | {len(tables)} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
+        cells = [method, str(len(tables)), f"{np.mean([table['seconds'].iloc[0] for table in tables]):.0f}"]
+        for title, part in shown:
+            rows = [table[table["part"] == part] for table in tables]
+            told = [_spread(values) for values in zip(*map(figures, rows), strict=True)]
+            cells.append(told[0])
+            if title == "away":
+                cells.append("{:.2f} to {:.2f}".format(*auc_interval(rows)))
+            if title in ("home", "away"):
+                cells += told[1:]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _spread(values: tuple[float, ...]) -> str:
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def main() -> None:
