@@ -37,7 +37,7 @@ class DataArguments:
     )
     external: str | None = field(default=None, metadata={"help": "DATA from elsewhere, measured beside the test part"})
     also: str | None = field(
-        default=None, metadata={"help": "DATA that is trained on besides, and nothing else, such as phantom?sites=40"}
+        default=None, metadata={"help": "DATA that is trained on besides, and nothing else, such as phantom?sites=120"}
     )
     balance: Literal["none", "undersample", "oversample", "class_weight", "sampler"] = field(
         default="none",

@@ -159,7 +159,7 @@ def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0, sites: int | 
     """Write the collection as an image folder: images/, masks/ (of the sick frames), metadata.csv.
 
     The same seed, scale and number of sites give the same bytes. At scale 1 these are 989 frames of sites A and B, or
-    12 of each of the sites that are drawn.
+    2 of each of the sites that are drawn.
     """
     note = PngImagePlugin.PngInfo()
     note.add_text("Synthetic", "yes")

@@ -15,7 +15,7 @@ import numpy as np
 from training.ultrasound import Anatomy, Lesion, draw_anatomy, waviness
 
 Range = tuple[float, float]
-FRAMES = {"normal": 6, "sick": 6}  # of each site: rather more sites than more frames
+FRAMES = {"normal": 1, "sick": 1}  # of each site: rather more sites than more frames
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
     phantom                      the embedded simulation
 
 Options follow after a question mark: `FOLDER?frames=16` (frames of a clip or of a DICOM file with many),
-`user/name?config=small&split=train&revision=main&streaming=true`, `phantom?sites=40` (drawn by chance, not A and B).
+`user/name?config=small&split=train&revision=main&streaming=true`, `phantom?sites=120` (drawn by chance, not A and B).
 """
 
 from __future__ import annotations

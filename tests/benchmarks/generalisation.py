@@ -92,9 +92,9 @@ METHODS = {
     "strong, curve, cut, restyle": {"augment": "restyled"},
     "phantom only": {"model": MANY},
     "phantom, then home": {"model_name_or_path": MANY},
-    "home and phantom": {"also": 480, "num_train_epochs": 8},
-    "home and phantom, curve, cut": {"also": 480, "num_train_epochs": 8, "augment": "ultrasound"},
-    "home and half the phantom, curve, cut": {"also": 240, "num_train_epochs": 12, "augment": "ultrasound"},
+    "home and phantom, 2 to 1": {"also": 240, "num_train_epochs": 8},
+    "home and phantom, 2 to 1, curve, cut": {"also": 240, "num_train_epochs": 8, "augment": "ultrasound"},
+    "home and phantom, 1 to 1, curve, cut": {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"},
 }
 
 
@@ -201,14 +201,14 @@ class Bench:
 
     @cached_property
     def many(self) -> Dataset:
-        """1920 frames of 160 simulated sites."""
-        return self._labelled(load_data(shrink("phantom?sites=160", self.work / "many")))
+        """1920 frames of 960 simulated sites."""
+        return load_data(shrink("phantom?sites=960", self.work / "many"))
 
-    def _joined(self, home: Dataset, seed: int, frames: int) -> Dataset:
-        """The home images and as many simulated ones."""
-        chosen = np.random.default_rng(seed).choice(len(self.many), frames, replace=False)
+    def _joined(self, home: Dataset, sites: int) -> Dataset:
+        """The home images and simulated ones of so many sites."""
+        simulated = load_data(shrink(f"phantom?sites={sites}", self.work / f"many-{sites}"))
         columns = ["image", "label", "group", "site", "path"]
-        return concatenate_datasets([home.select_columns(columns), self.many.select(chosen).select_columns(columns)])
+        return concatenate_datasets([home.select_columns(columns), simulated.select_columns(columns)])
 
     def linear(self, kind: str, parts: dict[str, Dataset]):
         """Logistic regression on features of the train part, calibrated and with a threshold as a network is."""
@@ -258,7 +258,7 @@ class Bench:
         if base == MANY:
             recipe["model_name_or_path"] = str(self.pretrained())
         if also:
-            parts = parts | {"train": self._joined(parts["train"], fold, also)}
+            parts = parts | {"train": self._joined(parts["train"], also)}
         recipe.pop("prepare", None)
         frozen = recipe.pop("norms", "") == "frozen"
         model_args, args = HfArgumentParser((ModelArguments, TrainingArguments)).parse_dict(recipe)

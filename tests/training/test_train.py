@@ -167,7 +167,7 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
 
 
 def test_the_ultrasound_recipe_learns_from_simulated_sites_besides(small_model, small_phantom, tmp_path):
-    write_phantom(tmp_path / "many", scale=0.5, sites=3)
+    write_phantom(tmp_path / "many", sites=10)
     train.main(
         [str(RECIPES / "ultrasound.yaml"), "--data", str(small_phantom), "--sites", "A", "--also"]
         + [str(tmp_path / "many"), "--model_name_or_path", str(small_model), "--output_dir", str(tmp_path / "m")]
