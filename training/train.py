@@ -156,7 +156,7 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "seconds": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 1),
         "synthetic": "synthetic" in home.column_names and set(home["synthetic"]) == {"yes"},
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
-        "best_metric": args.metric_for_best_model,
+        "best_metric": args.metric_for_best_model if args.load_best_model_at_end else None,  # None: the last is kept
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
         "epochs": rows,
         "seed": args.seed,
