@@ -85,10 +85,9 @@ def new_statistics(model: Path, rows: Dataset, sites: bool) -> np.ndarray:
     return odds
 
 
-def measure(model: Path, rows: Dataset) -> dict[str, tuple[float, float, float]]:
+def measure(model: Path, rows: Dataset | None) -> dict[str, tuple[float, float, float]]:
     """For each way: AUC, balanced accuracy, calibration error."""
     told = pd.read_csv(model / "eval" / "external.csv", keep_default_na=False)
-    rows = rows.select(pd.Series(range(len(rows)), index=rows["path"])[told["path"]].to_numpy())
     split = pd.read_csv(model / "split.csv")
     home = (split["label"][split["split"] == "validation"] == "sick").mean()
     odds = logit(told["probability_sick"].clip(1e-6, 1 - 1e-6)).to_numpy()
@@ -98,11 +97,13 @@ def measure(model: Path, rows: Dataset) -> dict[str, tuple[float, float, float]]
     found = {
         "as it is": figures(odds, sick, threshold),
         "as it is, threshold 0.5": figures(odds, sick, 0.0),
-        "statistics of all these images": figures(new_statistics(model, rows, sites=False), sick, threshold),
-        "statistics of each site": figures(new_statistics(model, rows, sites=True), sick, threshold),
         "EM": figures(odds + prior_shift(odds, home), sick, threshold),
         "clips": figures(cases["odds"].to_numpy(), cases["sick"].to_numpy(), threshold),
     }
+    if rows is not None:
+        rows = _of(rows, told)
+        for name, sites in (("statistics of all these images", False), ("statistics of each site", True)):
+            found[name] = figures(new_statistics(model, rows, sites), sick, threshold)
     for count in FEW:
         rng, adapted, plain = np.random.default_rng(0), [], []
         for _ in range(DRAWS):
@@ -118,32 +119,36 @@ def measure(model: Path, rows: Dataset) -> dict[str, tuple[float, float, float]]
     return found
 
 
-def together(models: list[Path], rows: Dataset) -> dict[str, tuple[float, float, float]]:
+def _of(rows: Dataset, told: pd.DataFrame) -> Dataset:
+    """The rows that predictions are of, in their order."""
+    return rows.select(pd.Series(range(len(rows)), index=rows["path"])[told["path"]].to_numpy())
+
+
+def together(models: list[Path], rows: Dataset | None) -> dict[str, tuple[float, float, float]]:
     """What the models say together: by the mean of their log odds, and as one model with the mean of their weights."""
     tables = [pd.read_csv(model / "eval" / "external.csv", keep_default_na=False) for model in models]
     odds = np.stack([logit(table["probability_sick"].clip(1e-6, 1 - 1e-6)) for table in tables]).mean(axis=0)
     thresholds = np.mean([logit(table["threshold"].iloc[0]) for table in tables])
     sick = (tables[0]["label"] == "sick").to_numpy()
+    found = {"the mean of all models' answers": figures(odds, sick, thresholds)}
+    if rows is None:
+        return found
     one, *others = [Predictor(model) for model in models]
     weights = one.model.state_dict()
     for name, weight in weights.items():
         if weight.is_floating_point():
             weight.copy_(torch.stack([weight, *(other.model.state_dict()[name] for other in others)]).mean(dim=0))
-    rows = rows.select(pd.Series(range(len(rows)), index=rows["path"])[tables[0]["path"]].to_numpy())
-    table = predict_rows(one, rows)
+    table = predict_rows(one, _of(rows, tables[0]))
     averaged = logit(table["probability_sick"].clip(1e-6, 1 - 1e-6)).to_numpy()
-    return {
-        "the mean of all models' answers": figures(odds, sick, thresholds),
-        "the mean of all models' weights": figures(averaged, sick, thresholds),
-    }
+    return found | {"the mean of all models' weights": figures(averaged, sick, thresholds)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--data", required=True, help="DATA that the evaluations external are of")
+    parser.add_argument("--data", help="DATA that the evaluations are of; without it what needs the images is left out")
     args = parser.parse_args()
-    rows = load_data(args.data)
+    rows = load_data(args.data) if args.data else None
     told = [measure(model, rows) for model in args.models]
     print("| | AUC | balanced accuracy | calibration error |\n|---|---|---|---|")
     for name in told[0]:
