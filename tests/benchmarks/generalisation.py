@@ -92,8 +92,8 @@ METHODS = {
     "strong, curve, cut, restyle": {"augment": "restyled"},
     "phantom only": {"model": MANY},
     "phantom, then home": {"model_name_or_path": MANY},
-    "home and phantom, 2 to 1": {"also": 240, "num_train_epochs": 8},
-    "home and phantom, 2 to 1, curve, cut": {"also": 240, "num_train_epochs": 8, "augment": "ultrasound"},
+    "home and phantom, 1 to 2": {"also": 240, "num_train_epochs": 8},
+    "home and phantom, 1 to 2, curve, cut": {"also": 240, "num_train_epochs": 8, "augment": "ultrasound"},
     "home and phantom, 1 to 1, curve, cut": {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"},
 }
 
