@@ -36,6 +36,9 @@ class DataArguments:
         default=None, metadata={"help": "train on these sites only; the images of all others become the external set"}
     )
     external: str | None = field(default=None, metadata={"help": "DATA from elsewhere, measured beside the test part"})
+    also: str | None = field(
+        default=None, metadata={"help": "DATA that is trained on besides, and nothing else, such as phantom?sites=120"}
+    )
     balance: Literal["none", "undersample", "oversample", "class_weight", "sampler"] = field(
         default="none",
         metadata={

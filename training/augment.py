@@ -1,7 +1,8 @@
 """Changes that leave the diagnosis as it is, on PIL images; none turns a picture upside down.
 
 Each function takes an RGB image and a random generator and returns an RGB image of the same size. What a change does to
-the anatomy, the exposure or the marks is what other people, machines and rooms would have done.
+the anatomy, the exposure or the marks is what other people, machines and rooms would have done. Pixels, as a unit, are
+those of a picture USUAL high: on a larger one, which will be scaled down, a grain or a blur is as much larger.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+USUAL = 224
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -45,9 +47,27 @@ def time_gain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return _scaled(image, rows[:, None, None])
 
 
+def curve(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Grey values on a random rising curve through four points, every other time: compression and post-processing."""
+    if rng.random() < 0.5:
+        return image
+    at, to = (np.r_[0, np.cumsum(rng.dirichlet(np.full(5, 3.0)))] * 255 for _ in range(2))
+    table = np.interp(np.arange(256), at, to).round().astype(np.uint8)
+    return image.point(table.tolist() * len(image.getbands()))
+
+
+def cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut out of the sector, every other time: up to 20 % of each side, 30 % of the bottom, 6 % of the top."""
+    if rng.random() < 0.5:
+        return image
+    width, height = image.size
+    left, top, right, bottom = rng.uniform(0, [0.2 * width, 0.06 * height, 0.2 * width, 0.3 * height])
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=(left, top, width - right, height - bottom))
+
+
 def speckle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Another draw of speckle: multiplicative noise, grains of 1 to 3 pixels, up to 20 % strong."""
-    grain = rng.integers(1, 4)
+    grain = max(1, round(rng.integers(1, 4) * image.height / USUAL))
     noise = rng.standard_normal((image.height // grain + 1, image.width // grain + 1)).astype(np.float32)
     noise = np.asarray(Image.fromarray(noise).resize(image.size, Image.Resampling.BILINEAR))
     return _scaled(image, 1 + rng.uniform(0, 0.2) * noise[..., None])
@@ -61,7 +81,11 @@ def grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Out of focus, every third time: Gaussian, up to 1.5 pixels."""
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5))) if rng.random() < 1 / 3 else image
+    return (
+        image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5) * image.height / USUAL))
+        if rng.random() < 1 / 3
+        else image
+    )
 
 
 def coarsen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -131,7 +155,7 @@ def erase(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
     "none": (),
     "light": (mirror, move, expose),
-    "ultrasound": (mirror, move, expose, time_gain, speckle, coarsen, blur, sector, mark, erase),
+    "ultrasound": (cut, curve, mirror, move, expose, time_gain, speckle, coarsen, blur, sector, mark, erase),
     "xray": (move, expose, grain, coarsen, blur, collimate, mark, erase),
 }
 

@@ -8,6 +8,7 @@ frame leaks as it does in real life. No frame shows a person; each is marked as 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +17,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm.auto import tqdm
 
+from training.phantom_sites import Site, draw_site, draw_varied_anatomy, shown
 from training.ultrasound import FINDINGS, Probe, draw_anatomy, simulate
 
 COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic", "license")
 MOST_FRAMES = 6  # of one patient
-
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Site:
-    """How the machines of one place are set: every range is drawn from once a patient, whatever the label."""
-
-    frames: dict[str, int]  # label -> number; "" for the unknown ones
-    linear_share: float  # of patients seen with a linear probe, the others with a convex one
-    convex: dict[str, Range]  # depth, aperture, radius, focus, axial, lateral: see Probe
-    linear: dict[str, Range]
-    dynamic_range: Range
-    noise: Range
-    tgc_slope: Range
-    smoothing: Range
-    brightness: Range
-    size: Range  # longest side of the scanned area in pixels
-    margin: Range  # black border, as a share of the size
-    marks: tuple[str, ...]  # burned in: ticks, bar, or a text
-
 
 SITES = {
     "A": Site(
@@ -94,10 +75,17 @@ class Patient:
     seed: tuple[int, ...]
 
 
-def draw_patients(seed: int = 0, scale: float = 1.0) -> list[Patient]:
-    """All patients of all sites in the order of their names; `scale` is the share of the study's numbers of frames."""
+def draw_sites(count: int | None = None, seed: int = 0) -> dict[str, Site]:
+    """Sites A and B, or as many as `count` says that were drawn by chance: S001, S002, ..."""
+    if count is None:
+        return SITES
+    return {f"S{n:03d}": draw_site(np.random.default_rng([seed, n])) for n in range(1, count + 1)}
+
+
+def draw_patients(seed: int = 0, scale: float = 1.0, sites: Mapping[str, Site] = SITES) -> list[Patient]:
+    """All patients of all sites in the order of their names; `scale` is the share of the sites' numbers of frames."""
     patients = []
-    for place, (name, site) in enumerate(SITES.items()):
+    for place, (name, site) in enumerate(sites.items()):
         drawn = []
         for kind, (label, total) in enumerate(site.frames.items()):
             rng = np.random.default_rng([seed, place, kind])
@@ -113,9 +101,9 @@ def draw_patients(seed: int = 0, scale: float = 1.0) -> list[Patient]:
     return patients
 
 
-def draw_frames(patient: Patient) -> list[tuple[np.ndarray, np.ndarray]]:
+def draw_frames(patient: Patient, site: Site) -> list[tuple[np.ndarray, np.ndarray]]:
     """Simulate a patient's frames: (frame, mask) pairs of uint8 arrays of one shape, grey 0-255 and 0 or 255."""
-    site, rng = SITES[patient.site], np.random.default_rng(patient.seed)
+    rng = np.random.default_rng(patient.seed)
     shapes = site.linear if rng.random() < site.linear_share else site.convex
     machine = {name: getattr(site, name) for name in ("dynamic_range", "noise", "tgc_slope", "smoothing", "brightness")}
     settings = {name: float(rng.uniform(*span)) for name, span in (shapes | machine).items()}
@@ -123,12 +111,16 @@ def draw_frames(patient: Patient) -> list[tuple[np.ndarray, np.ndarray]]:
     size, margin = round(rng.uniform(*site.size)), rng.uniform(*site.margin)
     borders = [round(size * margin * share) for share in rng.uniform(0.3, 1, 4)]
 
-    anatomy = draw_anatomy(rng, patient.finding)
-    while _share(simulate(anatomy, probe, rng, size=100)[1]) < _seen(patient):
-        anatomy = draw_anatomy(rng, patient.finding)
+    look = site.draw_look(rng) if site.varied else None
+    draw = draw_varied_anatomy if site.varied else draw_anatomy
+
+    anatomy = draw(rng, patient.finding)
+    while _share(shown(*simulate(anatomy, probe, rng, size=100), look)[1]) < _seen(patient):
+        anatomy = draw(rng, patient.finding)
     pairs = []
     while len(pairs) < patient.frames:
-        frame, mask = simulate(anatomy, probe, rng, shift=rng.normal(0, 3), breath=rng.normal(0, 0.7), size=size)
+        pair = simulate(anatomy, probe, rng, shift=rng.normal(0, 3), breath=rng.normal(0, 0.7), size=size)
+        frame, mask = shown(*pair, look)
         if _share(mask) >= _seen(patient) / 2:
             frame, mask = (np.pad(a, (borders[:2], borders[2:])) for a in (frame, mask))
             pairs.append((_burn_in(frame, site.marks, probe), mask))
@@ -163,10 +155,11 @@ def _burn_in(frame: np.ndarray, marks: tuple[str, ...], probe: Probe) -> np.ndar
     return np.asarray(image)
 
 
-def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0) -> None:
+def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0, sites: int | None = None) -> None:
     """Write the collection as an image folder: images/, masks/ (of the sick frames), metadata.csv.
 
-    The same seed and scale give the same bytes. At scale 1 these are 989 frames.
+    The same seed, scale and number of sites give the same bytes. At scale 1 these are 989 frames of sites A and B, or
+    2 of each of the sites that are drawn.
     """
     note = PngImagePlugin.PngInfo()
     note.add_text("Synthetic", "yes")
@@ -176,7 +169,7 @@ def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0) -> None:
 
     def write(patient: Patient) -> list[list[str]]:
         rows = []
-        for number, (frame, mask) in enumerate(draw_frames(patient), 1):
+        for number, (frame, mask) in enumerate(draw_frames(patient, places[patient.site]), 1):
             name = f"{patient.group}-{number}.png"
             Image.fromarray(frame).save(folder / "images" / name, pnginfo=note)
             if patient.label == "sick":
@@ -185,7 +178,8 @@ def write_phantom(folder: Path, seed: int = 0, scale: float = 1.0) -> None:
             rows.append([f"images/{name}", patient.label, patient.group, patient.site, finding, "yes", "Apache-2.0"])
         return rows
 
-    patients = draw_patients(seed, scale)
+    places = draw_sites(sites, seed)
+    patients = draw_patients(seed, scale, places)
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=sum(p.frames for p in patients), desc="phantom", unit="frame") as progress,

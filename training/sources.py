@@ -6,7 +6,7 @@
     phantom                      the embedded simulation
 
 Options follow after a question mark: `FOLDER?frames=16` (frames of a clip or of a DICOM file with many),
-`user/name?config=small&split=train&revision=main&streaming=true`.
+`user/name?config=small&split=train&revision=main&streaming=true`, `phantom?sites=120` (drawn by chance, not A and B).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from space.clips import import_av, read_clip
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.images import SUFFIXES
-from training import phantom, ultrasound
+from training import phantom, phantom_sites, ultrasound
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
@@ -44,7 +44,7 @@ PART_OF = {
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
 FRAMES = 8  # of a clip, where nothing else is said
-OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": set()}
+OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"sites"}}
 
 
 def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
@@ -60,10 +60,11 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     place, options = _parse(str(source))
     if place == "phantom":
         _check_options(source, options, "phantom")
-        rows = _read_files(phantom_folder(), FRAMES)
+        sites = _number("sites", options["sites"]) if "sites" in options else None
+        rows = _read_files(phantom_folder(sites), FRAMES)
     elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
         _check_options(source, options, "files")
-        rows = _read_files(Path(place), _number(options.get("frames", FRAMES)))
+        rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
     elif is_hub_id(place):
         _check_options(source, options, "hub")
         rows = _read_hub(place, options)
@@ -75,15 +76,16 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     return _with_class_labels(rows, labels, place)
 
 
-def phantom_folder() -> Path:
-    """The folder of the phantom in the cache of `datasets`; made when it is not there yet."""
-    code = b"".join(Path(module.__file__).read_bytes() for module in (phantom, ultrasound))
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"chest-opacity-phantom-{hashlib.sha256(code).hexdigest()[:12]}"
+def phantom_folder(sites: int | None = None) -> Path:
+    """The folder of the phantom, or of that many drawn sites, in the cache of `datasets`; made when it is not there."""
+    code = b"".join(Path(module.__file__).read_bytes() for module in (phantom, phantom_sites, ultrasound))
+    name = f"chest-opacity-phantom-{f'{sites}-sites-' if sites else ''}{hashlib.sha256(code).hexdigest()[:12]}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with new_folder(folder) as work:
-                phantom.write_phantom(work)
+                phantom.write_phantom(work, sites=sites)
     return folder
 
 
@@ -133,9 +135,9 @@ def _check_options(source: str | Path, options: dict[str, str], kind: str) -> No
         raise InputError(f"{source}: unknown option {name}; expected {known}")
 
 
-def _number(text: str | int) -> int:
+def _number(option: str, text: str | int) -> int:
     if not str(text).isdigit() or int(text) < 1:
-        raise InputError(f"frames={text}: expected a number of at least 1")
+        raise InputError(f"{option}={text}: expected a number of at least 1")
     return int(text)
 
 

@@ -28,10 +28,10 @@ PARTS = ("train", "validation", "test")
 class Prepared:
     """Data ready to train on.
 
-    parts: train, validation, test, and where there are any external and unlabelled; beside the columns of `load_data`
-    they have `pixels`, the hash of an image's content. home: the labelled images of the internal sites before
-    balancing. leaks: what stands in two parts, a line each. deviation: how far the parts are from the wanted shares, a
-    line.
+    parts: train, validation, test, and where there are any external, also and unlabelled; beside the columns of
+    `load_data` they have `pixels`, the hash of an image's content. home: the labelled images of the internal sites
+    before balancing. leaks: what stands in two parts, a line each. deviation: how far the parts are from the wanted
+    shares, a line.
     """
 
     parts: DatasetDict
@@ -49,8 +49,11 @@ def prepare(args: DataArguments) -> Prepared:
     """
     named = {args.data: load_data(args.data, args.labels)}
     names = named[args.data].features["label"].names
-    if args.external:
-        named[args.external] = load_data(args.external, names)
+    for other in (args.external, args.also):
+        if other in named:
+            raise InputError(f"{other} is given twice; what is trained on cannot be measured on")
+        if other:
+            named[other] = load_data(other, names)
     audit = audit_data(named, sites=args.sites)
     for name, rows in named.items():
         mine = np.flatnonzero(audit.images["data"] == name)
@@ -76,8 +79,9 @@ def prepare(args: DataArguments) -> Prepared:
     if (known & ~internal).any():
         parts["external"] = rows.select(np.flatnonzero(known & ~internal))
     elif args.external:
-        other = named[args.external]
-        parts["external"] = other.select(np.flatnonzero(np.asarray(other["label"]) != UNLABELLED))
+        parts["external"] = _labelled(named[args.external])
+    if args.also:
+        parts["also"] = _labelled(named[args.also])
     if not known.all():
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
 
@@ -190,11 +194,15 @@ def _with_audit(rows: Dataset, audit: Audit, mine: np.ndarray) -> Dataset:
     return rows
 
 
+def _labelled(rows: Dataset) -> Dataset:
+    return rows.select(np.flatnonzero(np.asarray(rows["label"]) != UNLABELLED))
+
+
 def _leaks(audit: Audit, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
-    part_of = {}
+    part_of, named = {}, {"unlabelled": "", "also": "train"}
     for part, rows in parts.items():
-        data = args.external if part == "external" and args.external else args.data
-        part_of |= {(data, path): "" if part == "unlabelled" else part for path in rows["path"]}
+        data = {"external": args.external, "also": args.also}.get(part) or args.data
+        part_of |= {(data, path): named.get(part, part) for path in rows["path"]}
     keys = zip(audit.images["data"], audit.images["path"], strict=True)
     return find_leaks(audit.images.assign(part=[part_of.get(key, "") for key in keys]), audit.pairs)
 

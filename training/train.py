@@ -72,12 +72,15 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     say(f"images of each class\n{class_counts(_balancing(data, data_args))}\n")
     say(f"split by {data_args.split_by}\n{class_counts(parts)}\n{data.deviation}\n")
 
+    fitted = dict(parts)
+    if data_args.also:
+        fitted["train"] = _together(parts["train"], parts["also"])
     set_seed(training_args.seed)
     model, processor = load_base(model_args, data.home.features["label"].names)
     work = final.with_name(f".{final.name}.unfinished")
     with training_args.main_process_first(local=False):
         if is_main:
-            images = sha256("".join([*parts["train"]["pixels"], *parts["validation"]["pixels"]]).encode())
+            images = sha256("".join([*fitted["train"]["pixels"], *fitted["validation"]["pixels"]]).encode())
             run = recipe | {
                 "images": images.hexdigest()[:12],
                 "processes": training_args.world_size,
@@ -89,7 +92,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         if is_main:
             fetch_start(work / "checkpoints", training_args, saves)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(final.parent / "runs" / final.name))  # stays when work goes
-    trainer = make_trainer(model, processor, parts, data_args.balance, model_args, training_args)
+    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args)
     if is_main:
         seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
         save_samples(work / "samples.png", seen)
@@ -125,6 +128,11 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     return final
 
 
+def _together(one: Dataset, other: Dataset) -> Dataset:
+    shared = [name for name in one.column_names if name in other.column_names]
+    return concatenate_datasets([one.select_columns(shared), other.select_columns(shared)])
+
+
 def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:
     """What the table of balancing compares: all images, or those of the train part."""
     kept = concatenate_datasets([data.parts[part] for part in PARTS])
@@ -148,7 +156,7 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "seconds": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 1),
         "synthetic": "synthetic" in home.column_names and set(home["synthetic"]) == {"yes"},
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
-        "best_metric": args.metric_for_best_model,
+        "best_metric": args.metric_for_best_model if args.load_best_model_at_end else None,  # None: the last is kept
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
         "epochs": rows,
         "seed": args.seed,

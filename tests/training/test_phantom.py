@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from training.phantom import MOST_FRAMES, draw_patients, write_phantom
+from training.phantom import MOST_FRAMES, draw_patients, draw_sites, write_phantom
 from training.sources import phantom_folder
 
 
@@ -81,3 +81,23 @@ def test_brightness_alone_does_not_tell_the_label(demo):
     for pairs in scores.values():
         auc = roc_auc_score(*zip(*pairs, strict=True))
         assert max(auc, 1 - auc) < 0.65
+
+
+def test_drawn_sites_have_a_frame_of_each_class_and_are_set_differently(tmp_path):
+    sites = draw_sites(4)
+    assert list(sites) == ["S001", "S002", "S003", "S004"]
+    assert sites == draw_sites(4)
+    assert draw_sites(2) == {name: sites[name] for name in ("S001", "S002")}
+    assert len({site.dynamic_range for site in sites.values()}) == 4
+    write_phantom(tmp_path / "drawn", sites=4)
+    frames = Counter((row["site"], row["label"]) for row in table(tmp_path / "drawn"))
+    assert frames == {(site, label): 1 for site in sites for label in ("normal", "sick")}
+    assert {row["synthetic"] for row in table(tmp_path / "drawn")} == {"yes"}
+    for row in table(tmp_path / "drawn"):
+        if row["label"] == "sick":
+            with (
+                Image.open(tmp_path / "drawn" / row["file_name"]) as image,
+                Image.open(tmp_path / "drawn" / row["file_name"].replace("images", "masks")) as mask,
+            ):
+                assert mask.size == image.size
+                assert np.asarray(mask).any()

@@ -1,4 +1,5 @@
 import re
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -260,6 +261,21 @@ def test_a_copy_at_the_other_site_stops_the_run(clips, tmp_path):
     with pytest.raises(InputError, match=r"1 pairs of near copies stand in different parts, 1-0.png \(\w+\) and "):
         prepare(DataArguments(**args))
     assert len(prepare(DataArguments(**args, strict=False)).parts["external"]) == 2
+
+
+def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_is_measured(clips, plain, tmp_path):
+    for name in ("normal", "sick"):
+        (tmp_path / "more" / name).mkdir(parents=True)
+        Image.fromarray(speckle(5000 + len(name))).save(tmp_path / "more" / name / "1.png")
+    args = {"data": str(clips), "also": str(tmp_path / "more")}
+    prepared = prepare(DataArguments(**args))
+    assert sizes_of(prepared.parts) == sizes_of(plain.parts) | {"also": [1, 1]}
+    assert len(prepared.home) == len(plain.home)
+    shutil.copy(clips / plain.parts["test"][0]["path"], tmp_path / "more" / "normal" / "2.png")
+    with pytest.raises(InputError, match=r"1 pairs of exact copies stand in different parts, .* \(test\) and .*train"):
+        prepare(DataArguments(**args))
+    with pytest.raises(InputError, match="is given twice"):
+        prepare(DataArguments(**args, external=args["also"]))
 
 
 @pytest.mark.parametrize(

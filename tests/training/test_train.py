@@ -15,6 +15,7 @@ from space.errors import InputError
 from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
+from training.phantom import write_phantom
 
 PHANTOM = str(RECIPES / "phantom.yaml")
 
@@ -163,6 +164,23 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
     assert config.threshold_origin["data"].startswith("validation part, ")
     assert "fewer than 20" in config.calibration["reason"]
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
+
+
+def test_the_ultrasound_recipe_learns_from_simulated_sites_besides(small_model, small_phantom, tmp_path):
+    write_phantom(tmp_path / "many", sites=10)
+    train.main(
+        [str(RECIPES / "ultrasound.yaml"), "--data", str(small_phantom), "--sites", "A", "--also"]
+        + [str(tmp_path / "many"), "--model_name_or_path", str(small_model), "--output_dir", str(tmp_path / "m")]
+        + ["--image_size", "64", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+    )
+    split = pd.read_csv(tmp_path / "m" / "split.csv")
+    simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
+    assert set(split["site"]) == {"A"}
+    steps = json.loads((tmp_path / "m" / "trainer_state.json").read_text())["global_step"]
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"trained besides on {tmp_path / 'many'}" in card
+    assert "1 epochs, the last one kept" in card
+    assert steps == -(-((split["split"] == "train").sum() + len(simulated)) // 4)
 
 
 def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp_path):

@@ -1,0 +1,43 @@
+"""Changes of PIL images that were tried and did not pay: no part of training/augment.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+
+def restyle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Shown by another machine, every other time: a blend with what a random shallow network makes of the picture.
+
+    Ouyang et al., Causality-inspired single-source domain generalization for medical image segmentation, IEEE
+    Transactions on Medical Imaging 2022 (global intensity non-linear augmentation).
+    """
+    if rng.random() < 0.5:
+        return image
+    grey = np.asarray(image.convert("L"), np.float32) / 255
+    maps = grey[None]
+    for outputs in (2, 2, 2, 1):
+        size = rng.choice([1, 3])
+        weights = rng.standard_normal((outputs, len(maps), size, size)).astype(np.float32)
+        padded = np.pad(maps, [(0, 0), (size // 2,) * 2, (size // 2,) * 2], mode="edge")
+        rows, columns = grey.shape
+        made = np.zeros((outputs, rows, columns), np.float32)
+        for y in range(size):
+            for x in range(size):
+                seen = padded[:, y : y + rows, x : x + columns]
+                made += np.tensordot(weights[:, :, y, x], seen, axes=1)
+        made += rng.standard_normal((outputs, 1, 1)).astype(np.float32) * 0.1
+        maps = made if outputs == 1 else np.where(made > 0, made, 0.2 * made)
+    share = rng.uniform(0, 0.8)
+    blend = share * maps[0] / (np.linalg.norm(maps[0]) + 1e-6) * np.linalg.norm(grey) + (1 - share) * grey
+    blend *= np.linalg.norm(grey) / (np.linalg.norm(blend) + 1e-6)
+    return Image.fromarray((blend * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def even(image: Image.Image) -> Image.Image:
+    """Gain evened out: each grey value relative to the mean of its surroundings, a sixth of the picture wide."""
+    grey = np.asarray(image.convert("L"), np.float32)
+    grey = (grey / max(np.quantile(grey, 0.99), 1)).clip(0, 1)
+    around = gaussian_filter(grey, image.height / 12)
+    return Image.fromarray((grey / (around + 0.03) * 80).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,140 @@
+"""Sites of the phantom that were drawn by chance: far more kinds of machine, operator and patient than exist.
+
+What is learned from many of them holds at places that none of them is like (domain randomisation: Tobin et al., IROS
+2017). They have signs that sites A and B lack: white lung, a rough, broken pleura with small consolidations below it,
+deep and shallow chests; and frames that were cut out of the sector, or are shown on another curve of grey values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from training.ultrasound import Anatomy, Lesion, draw_anatomy, waviness
+
+Range = tuple[float, float]
+FRAMES = {"normal": 1, "sick": 1}  # of each site: rather more sites than more frames
+
+
+@dataclass(frozen=True)
+class Site:
+    """How the machines of one place are set: every range is drawn from once a patient, whatever the label."""
+
+    frames: dict[str, int]  # label -> number; "" for the unknown ones
+    linear_share: float  # of patients seen with a linear probe, the others with a convex one
+    convex: dict[str, Range]  # depth, aperture, radius, focus, axial, lateral: see Probe
+    linear: dict[str, Range]
+    dynamic_range: Range
+    noise: Range
+    tgc_slope: Range
+    smoothing: Range
+    brightness: Range
+    size: Range  # longest side of the scanned area in pixels
+    margin: Range  # black border, as a share of the size
+    marks: tuple[str, ...]  # burned in: ticks, bar, or a text
+    cut: Range = (0, 0)  # how much of a side is cut off, as a share
+    gamma: Range = (1, 1)  # of the curve that grey values are shown on
+    varied: bool = False  # drawn by chance: patients of more kinds than at sites A and B, and looks
+
+    def draw_look(self, rng: np.random.Generator) -> Look:
+        return Look(*rng.uniform(*self.cut, 3), rng.uniform(*self.gamma))
+
+
+class Look(NamedTuple):
+    """What is made of a finished frame: shares of the width and height that are cut off, and the curve's exponent."""
+
+    left: float
+    right: float
+    bottom: float
+    gamma: float
+
+
+def draw_site(rng: np.random.Generator) -> Site:
+    """Draw a site: each setting has a value of the place, and a small range around it from patient to patient."""
+
+    def around(low: float, high: float, width: float = 0.25) -> Range:
+        middle, half = rng.uniform(low, high), (high - low) * width / 2
+        return max(low, middle - half), min(high, middle + half)
+
+    texts = ["".join(rng.choice(list("ABCDEFGHILMNOPRSTUX0123456789.:- "), rng.integers(4, 20))) for _ in range(2)]
+    return Site(
+        frames=FRAMES,
+        linear_share=float(rng.choice([0.0, 0.2, 0.5])),
+        convex=dict(
+            depth=around(60, 200),
+            aperture=around(22, 44),
+            radius=around(8, 65),
+            focus=around(15, 110),
+            axial=around(0.15, 0.6),
+            lateral=around(0.6, 3.0),
+        ),
+        linear=dict(
+            depth=around(35, 100),
+            aperture=around(17, 28),
+            radius=(0, 0),
+            focus=around(10, 45),
+            axial=around(0.08, 0.25),
+            lateral=around(0.25, 0.7),
+        ),
+        dynamic_range=around(36, 80),
+        noise=around(38, 64),
+        tgc_slope=around(-0.2, 0.12),
+        smoothing=around(0, 1.6),
+        brightness=around(0.08, 0.45, width=0.4),
+        size=around(160, 440),
+        margin=(0, rng.choice([0.0, 0.05, 0.15])),
+        marks=tuple(mark for mark in ("ticks", "bar", *texts) if rng.random() < 0.3),
+        cut=(0, rng.choice([0.0, 0.1, 0.25])),
+        gamma=around(0.7, 1.5),
+        varied=True,
+    )
+
+
+def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
+    """As `draw_anatomy`, with other depths and hazes, and more looks of B-lines."""
+    anatomy = draw_anatomy(rng, finding)
+    changed = replace(
+        anatomy,
+        pleura=rng.uniform(7, 38),
+        pleura_level=rng.uniform(10, 28),
+        haze=rng.uniform(-10, 8),
+        haze_decay=rng.uniform(0.02, 0.4),
+        a_lines=anatomy.a_lines if rng.random() < 0.6 else -60.0,
+        a_line_width=rng.uniform(7, 40),
+        contact=waviness(rng, rng.uniform(1, 14), rng.uniform(8, 24)),  # streaks that are no B-lines
+    )
+    if finding != "b-lines":
+        return changed
+    lesions = list(anatomy.lesions)
+    if rng.random() < 0.4:  # white lung: rays that run into one another
+        middle, spread = rng.normal(0, 8), rng.uniform(8, 30)
+        for _ in range(rng.integers(5, 14)):
+            u = middle + rng.uniform(-spread, spread)
+            lesions.append(_lesion(rng, "b-lines", u, rng.uniform(3, 12), 0.0, rng.uniform(3, 14)))
+    if rng.random() < 0.5:  # small consolidations below the pleura
+        for _ in range(rng.integers(1, 4)):
+            width, depth = rng.uniform(4, 14), rng.uniform(2, 7)
+            lesions.append(_lesion(rng, "consolidation", rng.normal(0, 14), width, depth, rng.uniform(-16, -2)))
+    return replace(
+        changed,
+        lesions=lesions,
+        relief=waviness(rng, rng.uniform(0.3, 1.8), rng.uniform(10, 30)),
+        pleura_gaps=waviness(rng, rng.uniform(1, 14), rng.uniform(5, 14)),
+    )
+
+
+def shown(frame: np.ndarray, mask: np.ndarray, look: Look | None) -> tuple[np.ndarray, np.ndarray]:
+    """Frame and mask as a site shows them, uint8 of one shape; as they are with no look."""
+    if look is None:
+        return frame, mask
+    rows, columns = frame.shape
+    inside = np.s_[: rows - int(look.bottom * rows), int(look.left * columns) : columns - int(look.right * columns)]
+    curve = ((np.arange(256) / 255) ** look.gamma * 255).round().astype(np.uint8)
+    return curve[frame[inside]], mask[inside]
+
+
+def _lesion(rng, kind: str, u: float, width: float, depth: float, level: float) -> Lesion:
+    edge = waviness(rng, rng.uniform(0.3, 1.5), 10)
+    return Lesion(kind, u, width, depth, level, edge, int(rng.integers(2**31)))
