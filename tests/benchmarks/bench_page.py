@@ -77,11 +77,11 @@ requests = parser.parse_args().requests
 with tempfile.TemporaryDirectory() as scratch:
     for part in load_base(ModelArguments("scratch:resnet-50"), ["normal", "sick"]):
         part.save_pretrained(f"{scratch}/model")
-    uploads = Path(scratch, "uploads")
+    (uploads := Path(scratch, "uploads")).mkdir()
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, ROOT / "space" / "app.py"],
-        env=os.environ | {"MODEL_ID": f"{scratch}/model", "GRADIO_TEMP_DIR": str(uploads)},
+        env=os.environ | {"MODEL_ID": f"{scratch}/model", "TMPDIR": str(uploads)},
         stdout=subprocess.PIPE,
         text=True,
     ) as server:
@@ -108,5 +108,6 @@ with tempfile.TemporaryDirectory() as scratch:
         print(f"the last of these / the first: {measured[-1] / measured[0]:.3f}")
         kept = sum(path.is_file() for path in uploads.rglob("*"))
         server.terminate()
+        server.wait(30)
     left = sum(path.is_file() for path in uploads.rglob("*"))
     print(f"files in the folder of uploads: {kept} of the last ten minutes, {left} after the end")
