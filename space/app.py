@@ -133,12 +133,20 @@ def _path(upload) -> str | None:
     return upload.path if upload else None
 
 
-def serve(loading: Future[Model], texts: Texts, **settings) -> gr.Blocks:
-    """Serve the page of `build_page` from a thread of its own."""
+def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Blocks:
+    """Serve the page of `build_page` from a thread of its own; share: at a public address too."""
     blocks = build_page(loading, texts)
-    settings = {"theme": THEME, "css_paths": HERE / "page.css", "footer_links": ["api"], "mcp_server": True} | settings
     with contextlib.redirect_stdout(io.StringIO()):  # it would announce the MCP server before there is a page
-        blocks.launch(quiet=True, prevent_thread_lock=True, **server.settings(), **settings)
+        blocks.launch(
+            share=share,
+            theme=THEME,
+            css_paths=HERE / "page.css",
+            footer_links=["api"],
+            mcp_server=True,
+            quiet=True,
+            prevent_thread_lock=True,
+            **server.settings(),
+        )
     server.sweep()
     return blocks
 

@@ -39,7 +39,9 @@ class Card:
         """Of each evaluation that the card's metadata (model-index) tells of, home first."""
         found: dict[str, dict[str, str]] = {}
         for result in (self._card.data.eval_results if self._card else None) or ():
-            interval = (result.metric_args or {}).get("ci95")
+            if not isinstance(result.metric_value, (int, float)):
+                continue  # a card made by others may say anything
+            interval = result.metric_args.get("ci95") if isinstance(result.metric_args, dict) else None
             between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
             told = f"{result.metric_value:.2f}{between}"
             found.setdefault(result.dataset_split or result.dataset_name, {})[result.metric_type] = told

@@ -25,8 +25,7 @@ class Network(nn.Module):
     """An image classifier with the scaling of its pixels before it, and all that one pass can tell after it.
 
     Of pixels (images, 3, height, width), 0 to 255, it gives a tuple: logits (images, classes), the `stage_features`
-    (images, channels) of each stage, and the class activation maps where the head
-    has them.
+    (images, channels) of each stage, and the class activation maps where the head has them.
     """
 
     def __init__(self, model: nn.Module, processor):
@@ -116,7 +115,7 @@ def _openvino(file: Path, precision: str, bulk: bool) -> Run:
         "INFERENCE_NUM_THREADS": cores(),
         "NUM_STREAMS": cores() if bulk else 1,
     }
-    assert openvino.Tensor(np.zeros(1, np.uint8)).data.size  # two threads that are the first to do so wait for ever
+    _ = openvino.Tensor(np.zeros(1, np.uint8)).data  # two threads that are the first to do so wait for ever
     compiled = openvino.Core().compile_model(file, "CPU", settings)
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:

@@ -30,6 +30,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
 
+    def add_mode(self) -> None:
+        """Add --runtime and --precision, a mode of `space.runtimes`."""
+        from space.runtimes import PRECISIONS  # slow to import, and most verbs do not need it
+
+        precisions = dict.fromkeys(name for names in PRECISIONS.values() for name in names)
+        self.add_argument("--runtime", choices=PRECISIONS, default="torch", help="what computes; others need an export")
+        self.add_argument("--precision", choices=precisions, default="float32", help="int8 needs an export")
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 

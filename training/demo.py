@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 import space
-from space.runtimes import PRECISIONS
 from training.cli import Parser, run
 
 PHANTOM_MODEL = Path("models/phantom")
@@ -52,10 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         nargs="?",
         help=f"a model folder or Hub id; without one {PHANTOM_MODEL}, which is made first when it is not there",
     )
-    parser.add_argument("--runtime", choices=PRECISIONS, default="torch", help="what computes; others need an export")
-    parser.add_argument(
-        "--precision", choices=("float32", "bf16", "int8"), default="float32", help="int8 needs an export"
-    )
+    parser.add_mode()
     parser.add_argument("--share", action="store_true", help="give the page a public address too, for some days")
     args = parser.parse_args(argv)
     if args.model is None and not PHANTOM_MODEL.exists():

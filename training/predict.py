@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from space.errors import InputError
 from space.predictor import Predictor
 from space.rows import columns_of, row
-from space.runtimes import PRECISIONS
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
 from training.inputs import Input, find_inputs
@@ -156,10 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--labels", metavar="TABLE", type=Path, help="path and label of each: adds a report, printed and as .json"
     )
-    parser.add_argument("--runtime", choices=PRECISIONS, default="torch", help="what computes; others need an export")
-    parser.add_argument(
-        "--precision", choices=("float32", "bf16", "int8"), default="float32", help="int8 needs an export"
-    )
+    parser.add_mode()
     parser.add_argument("--shard", metavar="i/n", help="only every n-th input from the i-th on, into a part of its own")
     args = parser.parse_args(argv)
     shard, shards = shard_of(args.shard)

@@ -1,7 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from space.batches import Batches
 from space.card import Card
@@ -46,10 +49,6 @@ def test_the_region_is_told_in_words(predictor):
 
 
 def test_images_that_wait_together_are_answered_together_each_with_its_own(predictor):
-    from concurrent.futures import ThreadPoolExecutor
-
-    from PIL import Image
-
     batches = Batches(predictor)
     images = [Image.fromarray(speckle(seed)).convert("RGB") for seed in range(12)]
     ways = [(predictor.methods[seed % 2], seed % 3 % 2) for seed in range(12)]
@@ -62,8 +61,6 @@ def test_images_that_wait_together_are_answered_together_each_with_its_own(predi
 
 
 def test_one_that_cannot_be_answered_does_not_stop_the_others(predictor):
-    from PIL import Image
-
     batches, good = Batches(predictor), Image.new("RGB", (60, 60))
     with pytest.raises(Exception, match="classes|index|out of"):
         batches.answer(good, predictor.methods[0], 99)
@@ -85,3 +82,12 @@ def test_the_card_gives_its_figures_and_only_its_own_pictures(small_model, tmp_p
     assert Card(tmp_path / "folder").text().strip() == ""
     assert Card(tmp_path / "folder").figures() == []
     assert Card(tmp_path).text() == ""
+
+
+def test_a_card_made_by_others_may_say_anything(tmp_path):
+    metrics = [{"type": "accuracy", "value": "0.9 or so"}, {"type": "f1", "value": 0.5, "args": ["a", "list"]}]
+    results = [{"task": {"type": "image-classification"}, "dataset": {"name": "x", "type": "x"}, "metrics": metrics}]
+    told = yaml.safe_dump({"model-index": [{"name": "m", "results": results}]})
+    (tmp_path / "README.md").write_text(f"---\n{told}---\ntext\n")
+    assert Card(tmp_path).figures() == []
+    assert Card(tmp_path).text().strip() == "text"
