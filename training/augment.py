@@ -1,8 +1,9 @@
 """Changes that leave the diagnosis as it is, on PIL images; none turns a picture upside down.
 
-Each function takes an RGB image and a random generator and returns an RGB image of the same size. What a change does to
-the anatomy, the exposure or the marks is what other people, machines and rooms would have done. Pixels, as a unit, are
-those of a picture USUAL high: on a larger one, which will be scaled down, a grain or a blur is as much larger.
+Each function takes an image of mode RGB or L and a random generator and returns an image of the same mode and size.
+What a change does to the anatomy, the exposure or the marks is what other people, machines and rooms would have done.
+Pixels, as a unit, are those of a picture USUAL high: on a larger one, which will be scaled down, a grain or a blur is
+as much larger.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def time_gain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Time-gain compensation set otherwise: a smooth factor of 0.7 to 1.4 that changes with depth."""
     sliders = rng.uniform(0.7, 1.4, 5)
     rows = np.interp(np.linspace(0, 4, image.height), np.arange(5), sliders)
-    return _scaled(image, rows[:, None, None])
+    return _scaled(image, rows[:, None])
 
 
 def curve(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -70,13 +71,13 @@ def speckle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     grain = max(1, round(rng.integers(1, 4) * image.height / USUAL))
     noise = rng.standard_normal((image.height // grain + 1, image.width // grain + 1)).astype(np.float32)
     noise = np.asarray(Image.fromarray(noise).resize(image.size, Image.Resampling.BILINEAR))
-    return _scaled(image, 1 + rng.uniform(0, 0.2) * noise[..., None])
+    return _scaled(image, 1 + rng.uniform(0, 0.2) * noise)
 
 
 def grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The noise of a lower dose: additive, up to 4 % of the range."""
-    noise = rng.standard_normal((image.height, image.width, 1)).astype(np.float32) * rng.uniform(0, 0.04) * 255
-    return Image.fromarray((np.asarray(image, np.float32) + noise).clip(0, 255).round().astype(np.uint8))
+    noise = rng.standard_normal((image.height, image.width)).astype(np.float32) * rng.uniform(0, 0.04) * 255
+    return _to_image(np.asarray(image, np.float32).T + noise.T)
 
 
 def blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -104,7 +105,7 @@ def mark(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     image = image.copy()
     draw, (width, height) = ImageDraw.Draw(image), image.size
     letters = "".join(rng.choice(list("ABDEHLMPRST0123456789:. "), rng.integers(2, 12)))
-    shade = (int(rng.integers(120, 256)),) * 3
+    shade = _grey(image, rng.integers(120, 256))
     at = (rng.uniform(0.01, 0.7) * width, rng.choice([rng.uniform(0.0, 0.08), rng.uniform(0.88, 0.95)]) * height)
     draw.text(at, letters, fill=shade, font_size=max(6, int(height * rng.uniform(0.03, 0.06))))
     if rng.random() < 0.5:
@@ -120,7 +121,7 @@ def sector(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         return image
     width, height = image.size
     top, bottom = rng.uniform(0, 0.15, 2) * width
-    black = Image.new("RGB", image.size)
+    black = Image.new(image.mode, image.size)
     shown = Image.new("L", image.size)
     corners = [(top, 0), (width - top, 0), (width - bottom, height), (bottom, height)]
     ImageDraw.Draw(shown).polygon(corners, fill=255)
@@ -134,7 +135,7 @@ def collimate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     width, height = image.size
     left, top, right, bottom = rng.uniform(0, 0.06, 4) * (width, height, width, height)
     box = (int(left), int(top), width - int(right), height - int(bottom))
-    framed = Image.new("RGB", image.size)
+    framed = Image.new(image.mode, image.size)
     framed.paste(image.crop(box), box[:2])
     return framed
 
@@ -148,7 +149,7 @@ def erase(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     height = min(image.height, round(math.sqrt(area / ratio) * image.height))
     left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
     image = image.copy()
-    image.paste((int(rng.integers(0, 128)),) * 3, (int(left), int(top), int(left) + width, int(top) + height))
+    image.paste(_grey(image, rng.integers(0, 128)), (int(left), int(top), int(left) + width, int(top) + height))
     return image
 
 
@@ -161,11 +162,29 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
 
 
 def augment(image: Image.Image, name: str, rng: np.random.Generator) -> Image.Image:
-    """Apply the augmentations that a recipe calls by `name`, one after the other."""
+    """Apply the augmentations that a recipe calls by `name`, one after the other, to an RGB image.
+
+    Of a grey one they see a single channel, which is quicker and gives the same.
+    """
+    if not AUGMENTATIONS[name]:
+        return image
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    if red == green == blue:
+        image = image.getchannel(0)
     for change in AUGMENTATIONS[name]:
         image = change(image, rng)
-    return image
+    return image.convert("RGB")
 
 
 def _scaled(image: Image.Image, factor: np.ndarray) -> Image.Image:
-    return Image.fromarray((np.asarray(image, np.float32) * factor).clip(0, 255).round().astype(np.uint8))
+    """factor: (height, width), or (height, 1) for whole rows."""
+    return _to_image(np.asarray(image, np.float32).T * factor.T)
+
+
+def _to_image(values: np.ndarray) -> Image.Image:
+    """From (width, height) or (channels, width, height), as transposed pixels are: one form for grey and colour."""
+    return Image.fromarray(values.T.clip(0, 255).round().astype(np.uint8))
+
+
+def _grey(image: Image.Image, value: int) -> tuple[int, ...]:
+    return (int(value),) * len(image.getbands())

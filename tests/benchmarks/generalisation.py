@@ -78,6 +78,7 @@ ULTRASOUND = AUGMENTATIONS["ultrasound"]
 AUGMENTATIONS["strong"] = tuple(change for change in ULTRASOUND if change not in (cut, curve))
 AUGMENTATIONS["restyled"] = (*ULTRASOUND[:2], restyle, *ULTRASOUND[2:])
 PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_rate": 3e-4}
+BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}  # as ultrasound.yaml
 METHODS = {
     "hand-made features, linear": {"features": "hand-made"},
     "frozen features, linear": {"features": "frozen"},
@@ -94,7 +95,11 @@ METHODS = {
     "phantom, then home": {"model_name_or_path": MANY},
     "home and phantom, 1 to 2": {"also": 240, "num_train_epochs": 8},
     "home and phantom, 1 to 2, curve, cut": {"also": 240, "num_train_epochs": 8, "augment": "ultrasound"},
-    "home and phantom, 1 to 1, curve, cut": {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"},
+    "home and phantom, 1 to 1, curve, cut": BEST,
+    "the same, averaged weights": BEST | {"ema_decay": 0.99},
+    "the same, mixup": BEST | {"mixup": 0.4},
+    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},
+    "the same, 160 px": BEST | {"image_size": 160},
 }
 
 

@@ -20,6 +20,16 @@ def test_size_and_mode_stay_and_one_seed_gives_one_result(change):
     assert any(not np.array_equal(change(picture(), np.random.default_rng(seed)), picture()) for seed in range(12))
 
 
+@pytest.mark.parametrize("name", ["light", "ultrasound", "xray"])
+def test_a_grey_image_gives_what_its_three_channels_would(name):
+    grey = Image.fromarray(np.asarray(picture())[..., 0]).convert("RGB")
+    for seed in range(12):
+        rng, slowly = np.random.default_rng(seed), grey
+        for change in AUGMENTATIONS[name]:
+            slowly = change(slowly, rng)
+        assert np.array_equal(augment(grey, name, np.random.default_rng(seed)), slowly)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_images_of_odd_sizes_are_taken(name, size):
