@@ -13,7 +13,8 @@ from datasets import Image
 
 from space.archives import is_archive, read_archive
 from space.errors import InputError
-from training.sources import image_files, is_hub_id, load_from_hub, phantom_folder, read_table
+from training.listings import image_files, read_table
+from training.sources import is_hub_id, load_from_hub, phantom_folder
 
 
 class Input(NamedTuple):

@@ -24,10 +24,10 @@ from space.rows import columns_of, row
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
 from training.inputs import Input, find_inputs
+from training.listings import read_table
 from training.measure import assess
 from training.outputs import new_file
 from training.predictions import Predictions, is_complete
-from training.sources import read_table
 from training.tables import classification_tables
 
 SHOWN = 10  # rows that are printed

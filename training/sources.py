@@ -11,7 +11,6 @@ Options follow after a question mark: `FOLDER?frames=16` (frames of a clip or of
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
@@ -22,8 +21,6 @@ from urllib.parse import parse_qsl
 
 import datasets
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 
@@ -31,18 +28,12 @@ from space import clips
 from space.clips import import_av, read_clip
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
-from space.images import SUFFIXES
 from training import phantom, phantom_sites, ultrasound
+from training.hub_data import read_hub
+from training.listings import image_files, is_told, read_listing
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
-PART_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
-GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
 FRAMES = 8  # of a clip, where nothing else is said
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"sites"}}
 
@@ -67,7 +58,7 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
         rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
     elif is_hub_id(place):
         _check_options(source, options, "hub")
-        rows = _read_hub(place, options)
+        rows = read_hub(place, options)
     else:
         raise InputError(
             f"{place}: no such folder; expected an image folder, a .csv or .parquet table, user/name on the Hub, "
@@ -89,21 +80,11 @@ def phantom_folder(sites: int | None = None) -> Path:
     return folder
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(here, name)
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
-                yield path
-
-
 def load_from_hub(source: str) -> Dataset:
     """A data set of the Hub, `user/name?...`, as rows of image, group and path; it needs no labels."""
     place, options = _parse(source)
     _check_options(source, options, "hub")
-    return _read_hub(place, options, labelled=False).select_columns(["image", "group", "path"])
+    return read_hub(place, options, labelled=False).select_columns(["image", "group", "path"])
 
 
 def is_hub_id(source: str) -> bool:
@@ -117,7 +98,7 @@ def unlisted_files(source: str | Path) -> list[str]:
     folder = Path(_parse(str(source))[0])
     if not (folder / "metadata.csv").is_file():
         return []
-    listed = {Path(row["path"]).as_posix() for row in _listing(folder)}
+    listed = {Path(row["path"]).as_posix() for row in read_listing(folder)}
     paths = (file.relative_to(folder) for file in image_files(folder))
     return [path.as_posix() for path in paths if path.as_posix() not in listed and path.parts[0] != "masks"]
 
@@ -156,7 +137,7 @@ def _survey(place: Path) -> tuple[list[str], str]:
     root = place if place.is_dir() else place.parent
     digest, columns, number, seen, of_many = hashlib.sha256(), [], 0, set(), False
     doubled, missing = [], []
-    for row in _listing(place):
+    for row in read_listing(place):
         path, number = row["path"], number + 1
         columns = columns or list(row)
         if hash(path) in seen:
@@ -178,15 +159,15 @@ def _survey(place: Path) -> tuple[list[str], str]:
     if missing:
         raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
     columns += ["burned_in"] * (of_many and "burned_in" not in columns)
-    columns += ["mask"] * (_is_told(place) and (root / "masks").is_dir())
+    columns += ["mask"] * (is_told(place) and (root / "masks").is_dir())
     return columns, digest.hexdigest()
 
 
 def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Iterator[dict]:
     """Rows of a listing; clips and DICOM files as their frames in PNG bytes, with nothing else of the file."""
     root = Path(place) if Path(place).is_dir() else Path(place).parent
-    told = _is_told(Path(place))
-    for row in _listing(Path(place)):
+    told = is_told(Path(place))
+    for row in read_listing(Path(place)):
         file = root / row["path"]
         row = dict.fromkeys(columns, "") | row
         if "mask" in columns and (mask := root / "masks" / row["path"].removeprefix("images/")).is_file():
@@ -212,151 +193,10 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
             yield {"image": image, **row, "path": path, "group": group or row["path"]}
 
 
-def _is_told(place: Path) -> bool:
-    """Whether a table says what the images are, and not the folders they lie in."""
-    return not place.is_dir() or (place / "metadata.csv").is_file()
-
-
 def _png(picture: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _listing(place: Path) -> Iterator[dict[str, str]]:
-    """The rows of a folder or table as text: path, label, group, site, and the others under their own names."""
-    if not _is_told(place):
-        return _class_folders(place)
-    return read_table(place / "metadata.csv" if place.is_dir() else place)
-
-
-def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
-    """The rows of a .csv or .parquet table as text: path, group, site, others, and label, which may be missing where
-    they need not be labelled. Raises InputError when it is no such table."""
-    names = None
-    try:
-        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
-            names = names or _column_names(file, list(row), labelled)
-            renamed = {name: row[old] for name, old in names.items()}
-            yield {"group": "", "site": ""} | renamed
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such table") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
-
-
-def _csv(file: Path, labelled: bool) -> Iterator[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, restval="")
-        for row in reader:
-            if None in row:
-                raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
-            yield row
-        if reader.line_num < 2:
-            _column_names(file, reader.fieldnames or [], labelled)
-
-
-def _parquet(file: Path) -> Iterator[dict[str, str]]:
-    for batch in pq.ParquetFile(file).iter_batches(1024):
-        for row in batch.to_pylist():
-            yield {name: "" if value is None else str(value) for name, value in row.items()}
-
-
-def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
-    """Our names of a table's columns and its own: path, label and group may be called otherwise."""
-    path, label, group = (next((name for name in names if name in found), None) for names in (PATHS, LABELS, GROUPS))
-    if path is None or (labelled and label is None):
-        wanted = "path (or file_name)" + (" and label" if labelled else "")
-        raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
-    ours = {"path": path} | ({"label": label} if label else {}) | ({"group": group} if group else {})
-    others = {name: name for name in found if name not in {path, label, group, "image", "mask", "merged", "pixels"}}
-    return ours | others
-
-
-def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
-    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    depth = 1 if top and top <= PART_OF.keys() else 0  # train/normal/1.png
-    loose = []
-    for file in image_files(folder):
-        path = file.relative_to(folder)
-        if len(path.parts) < depth + 2:
-            loose.append(path)
-            continue
-        inner = path.parts[depth:]
-        group = "/".join(inner[:2]) if len(inner) > 2 else ""
-        row = {"path": path.as_posix(), "label": inner[0], "group": group, "site": ""}
-        yield row | ({"split": PART_OF[path.parts[0].lower()]} if depth else {})
-    if loose:
-        raise InputError(
-            f"{folder}: found {len(loose)} images outside class folders, {loose[0]} for one; "
-            "put each into a folder named after its class, or list them in metadata.csv (file_name, label)"
-        )
-
-
-def _read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
-    """A data set of the Hub; all of its splits, named in the column split, unless one is asked for."""
-    streaming = options.get("streaming", "").lower() == "true"
-    try:
-        found = datasets.load_dataset(
-            place,
-            options.get("config"),
-            split=options.get("split"),
-            revision=options.get("revision"),
-            streaming=streaming,
-        )
-        parts = found if isinstance(found, dict) else {options["split"]: found}
-        parts = {name: _stream(part, place, options, name) if streaming else part for name, part in parts.items()}
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
-    return datasets.concatenate_datasets([_hub_rows(part, place, name, labelled) for name, part in parts.items()])
-
-
-def _stream(part: datasets.IterableDataset, place: str, options: dict[str, str], name: str) -> Dataset:
-    """Read a split over the network, row by row onto disk, without downloading its files first."""
-    features = part.features or part._resolve_features().features
-    undecoded = part.cast_column("image", Image(decode=False)) if "image" in features else part
-
-    def rows(place: str, options: dict[str, str], name: str) -> Iterator[dict]:  # the arguments name the cache
-        yield from undecoded
-
-    named = {"place": place, "options": options, "name": name}
-    return Dataset.from_generator(rows, features=features, gen_kwargs=named)
-
-
-def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
-    features = part.features
-    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
-    label = next((name for name in LABELS if name in features), None)
-    if not pictures or (labelled and label is None):
-        found = ", ".join(features)
-        raise InputError(f"{place}: found the columns {found}; expected one of images{', and label' * labelled}")
-    picture = pictures[0]
-    names = getattr(features[label], "names", None) if label else None
-    group = next((name for name in GROUPS if name in features), None)
-
-    def text(name: str | None) -> list[str]:
-        return ["" if value is None else str(value) for value in part[name]] if name else [""] * len(part)
-
-    labels = text(label)
-    if names:
-        labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
-    stored = part.cast_column(picture, Image(decode=False))[picture]
-    paths = [f"{split}/{index}-{Path(image['path'] or '').name}".rstrip("-") for index, image in enumerate(stored)]
-    columns = {
-        "label": labels,
-        "group": [value or path for value, path in zip(text(group), paths, strict=True)],
-        "site": text("site" if "site" in features else None),
-        "path": paths,
-        "split": [PART_OF.get(split, split)] * len(part),
-    }
-    kept = {picture, label, group, "site", "path", "split"}
-    columns |= {name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value)}
-    rows = part.select_columns([picture])
-    rows = rows if picture == "image" else rows.rename_column(picture, "image")
-    for name, values in columns.items():
-        rows = rows.add_column(name, values, feature=Value("string"))
-    return rows
 
 
 def _with_class_labels(rows: Dataset, wanted: list[str] | None, source: str) -> Dataset:

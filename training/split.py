@@ -19,7 +19,8 @@ from space.errors import InputError
 from training.arguments import DataArguments
 from training.audit import Audit, audit_data, find_leaks
 from training.fingerprint import require_readable
-from training.sources import PART_OF, UNLABELLED, load_data
+from training.listings import PART_OF
+from training.sources import UNLABELLED, load_data
 
 PARTS = ("train", "validation", "test")
 

@@ -1,0 +1,109 @@
+"""What a folder or table says of its images: a row of text for each, read one by one, however many there are."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from space import clips
+from space.dicom import is_dicom
+from space.errors import InputError
+from space.images import SUFFIXES
+
+PART_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
+GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+
+
+def read_listing(place: Path) -> Iterator[dict[str, str]]:
+    """The rows of a folder or table as text: path, label, group, site, and the others under their own names."""
+    if not is_told(place):
+        return _class_folders(place)
+    return read_table(place / "metadata.csv" if place.is_dir() else place)
+
+
+def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
+    """The rows of a .csv or .parquet table as text: path, group, site, others, and label, which may be missing where
+    they need not be labelled. Raises InputError when it is no such table."""
+    names = None
+    try:
+        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
+            names = names or _column_names(file, list(row), labelled)
+            renamed = {name: row[old] for name, old in names.items()}
+            yield {"group": "", "site": ""} | renamed
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such table") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
+
+
+def _csv(file: Path, labelled: bool) -> Iterator[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, restval="")
+        for row in reader:
+            if None in row:
+                raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
+            yield row
+        if reader.line_num < 2:
+            _column_names(file, reader.fieldnames or [], labelled)
+
+
+def _parquet(file: Path) -> Iterator[dict[str, str]]:
+    for batch in pq.ParquetFile(file).iter_batches(1024):
+        for row in batch.to_pylist():
+            yield {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
+    """Our names of a table's columns and its own: path, label and group may be called otherwise."""
+    path, label, group = (next((name for name in names if name in found), None) for names in (PATHS, LABELS, GROUPS))
+    if path is None or (labelled and label is None):
+        wanted = "path (or file_name)" + (" and label" if labelled else "")
+        raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
+    ours = {"path": path} | ({"label": label} if label else {}) | ({"group": group} if group else {})
+    others = {name: name for name in found if name not in {path, label, group, "image", "mask", "merged", "pixels"}}
+    return ours | others
+
+
+def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
+    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    depth = 1 if top and top <= PART_OF.keys() else 0  # train/normal/1.png
+    loose = []
+    for file in image_files(folder):
+        path = file.relative_to(folder)
+        if len(path.parts) < depth + 2:
+            loose.append(path)
+            continue
+        inner = path.parts[depth:]
+        group = "/".join(inner[:2]) if len(inner) > 2 else ""
+        row = {"path": path.as_posix(), "label": inner[0], "group": group, "site": ""}
+        yield row | ({"split": PART_OF[path.parts[0].lower()]} if depth else {})
+    if loose:
+        raise InputError(
+            f"{folder}: found {len(loose)} images outside class folders, {loose[0]} for one; "
+            "put each into a folder named after its class, or list them in metadata.csv (file_name, label)"
+        )
+
+
+def is_told(place: Path) -> bool:
+    """Whether a table says what the images are, and not the folders they lie in."""
+    return not place.is_dir() or (place / "metadata.csv").is_file()
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(here, name)
+            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
+                yield path
