@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -110,16 +111,23 @@ def _onnx(file: Path, bulk: bool) -> Run:
 def _openvino(file: Path, precision: str, bulk: bool) -> Run:
     import openvino
 
+    _ = openvino.Tensor(np.zeros(1, np.uint8)).data  # two threads that are the first to do so wait for ever
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": cores(),
-        "NUM_STREAMS": cores() if bulk else 1,
+        "INFERENCE_NUM_THREADS": 1 if bulk else cores(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": "NO",  # each of several networks would be bound to the first core
     }
-    _ = openvino.Tensor(np.zeros(1, np.uint8)).data  # two threads that are the first to do so wait for ever
-    compiled = openvino.Core().compile_model(file, "CPU", settings)
+    # Several streams of one network are worse: two calls may be given the same one, while the other is idle.
+    core, idle = openvino.Core(), SimpleQueue()
+    for _ in range(cores() if bulk else 1):
+        idle.put(core.compile_model(file, "CPU", settings).create_infer_request())
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
-        found = compiled.create_infer_request().infer([pixels])  # one of its own: several threads ask at once
-        return [np.array(found[output]) for output in compiled.outputs]
+        request = idle.get()
+        try:
+            return list(request.infer([pixels]).values())
+        finally:
+            idle.put(request)
 
     return run
