@@ -75,6 +75,10 @@ class ModelArguments:
             "help": "base: a Hub id, a local folder, or scratch:NAME for a random start, such as scratch:resnet-18"
         }
     )
+    pretrain: str = field(
+        default="none",
+        metadata={"help": "none; or a recipe: the base is first trained by that, once, and training starts from there"},
+    )
     image_size: int = field(default=224, metadata={"help": "images are scaled to this many pixels a side, uncropped"})
     head: Literal["linear", "mlp"] = field(
         default="linear",

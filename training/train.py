@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
 from space.errors import InputError
-from training.arguments import DataArguments, ModelArguments, TrainingArguments, read_recipe
+from training.arguments import RECIPES, DataArguments, ModelArguments, TrainingArguments, read_recipe
 from training.audit_page import brief
 from training.callbacks import epochs
 from training.card import write_card
@@ -47,6 +48,7 @@ from training.trainer import make_trainer
 from training.unfinished import last_checkpoint, open_unfinished
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
+LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
 
 
@@ -75,8 +77,11 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     fitted = dict(parts)
     if data_args.also:
         fitted["train"] = _together(parts["train"], parts["also"])
+    base = model_args
+    if model_args.pretrain != "none":
+        base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
     set_seed(training_args.seed)
-    model, processor = load_base(model_args, data.home.features["label"].names)
+    model, processor = load_base(base, data.home.features["label"].names)
     work = final.with_name(f".{final.name}.unfinished")
     with training_args.main_process_first(local=False):
         if is_main:
@@ -91,7 +96,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     with training_args.main_process_first(local=False):
         if is_main:
             fetch_start(work / "checkpoints", training_args, saves)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(final.parent / "runs" / final.name))  # stays when work goes
+    os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args)
     if is_main:
         seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
@@ -131,6 +136,25 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
 def _together(one: Dataset, other: Dataset) -> Dataset:
     shared = [name for name in one.column_names if name in other.column_names]
     return concatenate_datasets([one.select_columns(shared), other.select_columns(shared)])
+
+
+def _pretrain(args: ModelArguments, say: Callable) -> Path:
+    """The folder of the model that the recipe args.pretrain makes of the base, made now where it is not there."""
+    file = Path(args.pretrain) if Path(args.pretrain).is_file() else RECIPES / args.pretrain
+    *parsed, recipe = read_recipe([str(file), "--model_name_or_path", args.model_name_or_path])
+    folder = Path(parsed[-1].output_dir)
+    if not folder.exists():
+        say(f"first {folder}, by {file}\n")
+        train(*parsed, recipe)
+        say("\nnow the model itself")
+    made = folder / "recipe.yaml"
+    if not made.is_file() or yaml.safe_load(made.read_text()) != recipe:
+        raise InputError(
+            f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; move it away, "
+            "and it is made anew"
+        )
+    say(f"starting from {folder}\n")
+    return folder
 
 
 def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:

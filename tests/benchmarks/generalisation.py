@@ -39,7 +39,7 @@ from transformers.utils import logging
 from space.images import load_image
 from space.predictor import Predictor
 from tests.benchmarks.handmade import handmade
-from tests.benchmarks.restyle import even, restyle
+from tests.benchmarks.restyle import even, restyle, shadow
 from training.arguments import DataArguments, ModelArguments, TrainingArguments
 from training.augment import AUGMENTATIONS, curve, cut, mark
 from training.calibration import fit_calibration
@@ -77,8 +77,9 @@ MANY = "phantom of many sites"  # stands for a model of it
 ULTRASOUND = AUGMENTATIONS["ultrasound"]
 AUGMENTATIONS["strong"] = tuple(change for change in ULTRASOUND if change not in (cut, curve))
 AUGMENTATIONS["restyled"] = (*ULTRASOUND[:2], restyle, *ULTRASOUND[2:])
+AUGMENTATIONS["shadowed"] = (*ULTRASOUND[:6], shadow, *ULTRASOUND[6:])
 PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_rate": 3e-4}
-BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}  # as ultrasound.yaml
+BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}
 METHODS = {
     "hand-made features, linear": {"features": "hand-made"},
     "frozen features, linear": {"features": "frozen"},
@@ -98,8 +99,8 @@ METHODS = {
     "home and phantom, 1 to 1, curve, cut": BEST,
     "the same, averaged weights": BEST | {"ema_decay": 0.99},
     "the same, mixup": BEST | {"mixup": 0.4},
-    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},
-    "the same, 160 px": BEST | {"image_size": 160},
+    "the same, shadows": BEST | {"augment": "shadowed"},
+    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},  # as ultrasound.yaml
 }
 
 

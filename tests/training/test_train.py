@@ -166,19 +166,38 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 
-def test_the_ultrasound_recipe_learns_from_simulated_sites_besides(small_model, small_phantom, tmp_path):
+def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
+    small_model, small_phantom, tmp_path, capfd
+):
     write_phantom(tmp_path / "many", sites=10)
-    train.main(
-        [str(RECIPES / "ultrasound.yaml"), "--data", str(small_phantom), "--sites", "A", "--also"]
-        + [str(tmp_path / "many"), "--model_name_or_path", str(small_model), "--output_dir", str(tmp_path / "m")]
-        + ["--image_size", "64", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
-    )
+    first = yaml.safe_load((RECIPES / "simulated.yaml").read_text()) | {
+        "data": str(tmp_path / "many"),
+        "validation_share": 0.4,
+        "test_share": 0.2,
+        "image_size": 64,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "output_dir": str(tmp_path / "first"),
+    }
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
+    command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_phantom), "--sites", "A"]
+    command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "64"]
+    command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "m")]
+    train.main([*command, "--model_name_or_path", str(small_model), "--learning_rate", "0", "--weight_decay", "0"])
+    given, taken = weights(tmp_path / "first"), weights(tmp_path / "m")
+    assert all(torch.equal(given[name], taken[name]) for name in given if name.endswith("convolution.weight"))
+    told = capfd.readouterr().out
+    assert told.index(f"first {tmp_path / 'first'}") < told.index(f"starting from {tmp_path / 'first'}")
+    assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
+    with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
+        train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
     split = pd.read_csv(tmp_path / "m" / "split.csv")
     simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
     assert set(split["site"]) == {"A"}
     steps = json.loads((tmp_path / "m" / "trainer_state.json").read_text())["global_step"]
     card = (tmp_path / "m" / "README.md").read_text()
     assert f"trained besides on {tmp_path / 'many'}" in card
+    assert f"first trained by {tmp_path / 'first.yaml'}" in card
     assert "1 epochs, the last one kept" in card
     assert steps == -(-((split["split"] == "train").sum() + len(simulated)) // 4)
 
