@@ -118,7 +118,8 @@ def _openvino(file: Path, precision: str, bulk: bool) -> Run:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": "NO",  # each of several networks would be bound to the first core
     }
-    # Several streams of one network are worse: two calls may be given the same one, while the other is idle.
+    # A copy of the network for each core. Several streams of a single one are worse: two calls may be given the same
+    # stream while another is idle.
     core, idle = openvino.Core(), SimpleQueue()
     for _ in range(cores() if bulk else 1):
         idle.put(core.compile_model(file, "CPU", settings).create_infer_request())

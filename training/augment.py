@@ -77,7 +77,7 @@ def speckle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The noise of a lower dose: additive, up to 4 % of the range."""
     noise = rng.standard_normal((image.height, image.width)).astype(np.float32) * rng.uniform(0, 0.04) * 255
-    return _to_image(np.asarray(image, np.float32).T + noise.T)
+    return _to_image(np.asarray(image, np.float32) + _for_channels(image, noise))
 
 
 def blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -178,12 +178,16 @@ def augment(image: Image.Image, name: str, rng: np.random.Generator) -> Image.Im
 
 def _scaled(image: Image.Image, factor: np.ndarray) -> Image.Image:
     """factor: (height, width), or (height, 1) for whole rows."""
-    return _to_image(np.asarray(image, np.float32).T * factor.T)
+    return _to_image(np.asarray(image, np.float32) * _for_channels(image, factor))
 
 
 def _to_image(values: np.ndarray) -> Image.Image:
-    """From (width, height) or (channels, width, height), as transposed pixels are: one form for grey and colour."""
-    return Image.fromarray(values.T.clip(0, 255).round().astype(np.uint8))
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def _for_channels(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Values of (height, width) in a form that each channel of the image's pixels can be taken with."""
+    return values if image.mode == "L" else values[..., None]
 
 
 def _grey(image: Image.Image, value: int) -> tuple[int, ...]:
