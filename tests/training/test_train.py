@@ -166,9 +166,7 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 
-def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
-    small_model, small_phantom, tmp_path, capfd
-):
+def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(small_model, small_home, tmp_path, capfd):
     write_phantom(tmp_path / "many", sites=10)
     first = yaml.safe_load((RECIPES / "simulated.yaml").read_text()) | {
         "data": str(tmp_path / "many"),
@@ -180,7 +178,7 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
         "output_dir": str(tmp_path / "first"),
     }
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
-    command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_phantom), "--sites", "A"]
+    command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_home)]
     command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "64"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "m")]
     train.main([*command, "--model_name_or_path", str(small_model), "--learning_rate", "0", "--weight_decay", "0"])
