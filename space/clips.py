@@ -11,6 +11,7 @@ from PIL import Image
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.images import load_image
+from space.remote import content_of
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
 FRAMES = 24  # of a clip that is predicted: their mean is its answer
@@ -48,8 +49,7 @@ def load_frames(source: str | Path | bytes | dict, count: int = FRAMES) -> list[
     source is as for `load_image`; of a dict with bytes, path is its name. Raises InputError as that does.
     """
     name = str(source["path"] or "") if isinstance(source, dict) else ""
-    if isinstance(source, dict):
-        source = source["bytes"] if source["bytes"] is not None else source["path"]
+    source = content_of(source) if isinstance(source, dict) else source
     source = source if isinstance(source, bytes) else Path(source)
     if is_clip(source, name):
         return [frame for _, frame in read_frames(source, count, name)]

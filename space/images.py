@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError, check_size
+from space.remote import content_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -18,15 +19,14 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 def load_image(source: str | Path | bytes | dict) -> Image.Image:
     """Decode an image to 8-bit RGB.
 
-    source is a path, the bytes of a file, or the {"path", "bytes"} of an undecoded `datasets` image. The EXIF
-    orientation is applied; more than 8 bits are scaled by the range that the image uses, where Pillow's own conversion
-    would clip them to white; of an animation or a DICOM file the first frame is taken. For 8-bit images the pixels are
-    those that transformers' pipeline() sees.
+    source is a path, the bytes of a file, or the {"path", "bytes"} of an undecoded `datasets` image, which may be on
+    the Hub. The EXIF orientation is applied; more than 8 bits are scaled by the range that the image uses, where
+    Pillow's own conversion would clip them to white; of an animation or a DICOM file the first frame is taken. For
+    8-bit images the pixels are those that transformers' pipeline() sees.
 
     Raises InputError, without the path, when it is no image, is cut short, or is too large.
     """
-    if isinstance(source, dict):
-        source = source["bytes"] if source["bytes"] is not None else source["path"]
+    source = content_of(source) if isinstance(source, dict) else source
     source = source if isinstance(source, bytes) else Path(source)
     try:
         with warnings.catch_warnings():

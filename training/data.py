@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Image
 
+from space.remote import read_content
 from training import phantom
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
@@ -34,10 +35,7 @@ def write_data(rows: Dataset, folder: Path) -> None:
     for image, mask, name in zip(images, masks, table["file_name"], strict=True):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if image["bytes"] is None:
-            shutil.copyfile(image["path"], target)
-        else:
-            target.write_bytes(image["bytes"])
+        target.write_bytes(read_content(image))
         if mask:
             copy = folder / "masks" / name.removeprefix("images/")
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
 """What the network is fed: images decoded, augmented and scaled on access, in an order that only seed and epoch decide.
+(For Parquet files that stay on the Hub, the number of processes and workers decides too.)
 
 An example is asked for by its key, view * (number of rows) + index. All chances of an augmented view come from the seed
 and the key, so the same epoch shows the same pictures whatever the number of processes, workers or accumulated steps,
@@ -10,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, Image
 from torch.utils.data import Sampler
 
 from space.images import load_image
+from space.remote import ROW_GROUPS, row_group_of
 from training.augment import augment
 
 IGNORED = -100  # the label that cross-entropy and Trainer pass over
@@ -47,17 +51,61 @@ class Examples(torch.utils.data.Dataset):
             return list(pool.map(self.__getitem__, keys))
 
 
+@dataclass(frozen=True)
+class RowGroups:
+    """Orders of images that are fetched by the row group, as those of Parquet files that stay on the Hub are.
+
+    of: (rows,) ints, the row group of each image, -1 where it lies or is fetched alone. turns: how many processes,
+    times their workers, take batches of so many images in turn.
+    """
+
+    of: np.ndarray
+    turns: int
+    batch: int
+
+    @classmethod
+    def of_rows(cls, rows: Dataset, turns: int, batch: int) -> RowGroups | None:
+        """None when nothing is fetched so."""
+        images = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+        if not any(row_group_of(images[index]["image"]) for index in (0, -1)):
+            return None
+        of, _ = pd.factorize(np.array([row_group_of(row["image"]) for row in images], object))
+        return cls(of, turns, batch)
+
+    def draw_near(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The rows of a random order, at random among ROW_GROUPS row groups at a time."""
+        places = rng.permutation(self.of.max() + 1) // ROW_GROUPS
+        alone = rng.integers(places.max() + 1, size=len(order))
+        groups = self.of[order]
+        return order[np.argsort(np.where(groups < 0, alone, places[groups]), kind="stable")]
+
+    def in_turn(self, order: np.ndarray) -> np.ndarray:
+        """The same rows so that who takes every so-manieth batch of them has a stretch of the order for itself."""
+        stretches = np.array_split(order, self.turns)
+        starts = range(0, len(stretches[0]), self.batch)
+        return np.concatenate([stretch[start : start + self.batch] for start in starts for stretch in stretches])
+
+
 class EpochSampler(Sampler):
     """The keys of one epoch in their order.
 
     labels: (rows,) ints. balanced: draw the classes equally often, with repetition. views: how many augmented views of
     an image there are, one after the other; 0 for a new one in every epoch. multiple: fill up to a multiple of this
-    number of keys, so that several processes have as many each and still count every image once.
+    number of keys, so that several processes have as many each and still count every image once. row_groups: by which
+    images are fetched.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int, balanced: bool = False, views: int = 0, multiple: int = 1):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        balanced: bool = False,
+        views: int = 0,
+        multiple: int = 1,
+        row_groups: RowGroups | None = None,
+    ):
         self.labels, self.seed, self.balanced, self.views, self.multiple = labels, seed, balanced, views, multiple
-        self.epoch = 0
+        self.row_groups, self.epoch = row_groups, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's data loaders and by Trainer."""
@@ -73,6 +121,8 @@ class EpochSampler(Sampler):
             order = rng.choice(rows, rows, p=shares / shares.sum())
         else:
             order = rng.permutation(rows)
+        if self.row_groups:
+            order = self.row_groups.in_turn(self.row_groups.draw_near(order, rng))
         view = self.epoch % self.views if self.views else self.epoch
         keys = view * rows + order
         filling = ~np.resize(keys, len(self) - rows)

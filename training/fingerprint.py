@@ -7,7 +7,6 @@ import io
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from space.errors import InputError
 from space.images import load_image
+from space.remote import read_content
 
 SIDE = 64  # of a thumbnail
 LEVELS = 16  # bins of the brightness histogram
@@ -51,7 +51,7 @@ def take_fingerprints(rows: Dataset) -> Fingerprints:
     def take(numbered: tuple[int, dict]) -> dict:
         index, row = numbered
         try:
-            content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            content = read_content(row["image"])
             facts, thumbnails[index] = _facts(content, load_image(content))
             return facts | {"broken": ""}
         except (InputError, OSError) as error:

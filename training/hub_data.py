@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
 
 import datasets
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Features, Image, Value
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.parquet.parquet import Parquet
+from tqdm.auto import tqdm
 
 from space.errors import InputError
+from space.remote import open_parquet
 from training.listings import GROUPS, LABELS, PART_OF
 
 
 def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
-    """A data set of the Hub; all of its splits, named in the column split, unless one is asked for."""
-    streaming = options.get("streaming", "").lower() == "true"
+    """A data set of the Hub; all of its splits, named in the column split, unless one is asked for.
+
+    With the option streaming its images stay there, and each is fetched when it is looked at: see `space.remote`.
+    """
+    asked = {"path": place, "name": options.get("config"), "revision": options.get("revision")}
     try:
-        found = datasets.load_dataset(
-            place,
-            options.get("config"),
-            split=options.get("split"),
-            revision=options.get("revision"),
-            streaming=streaming,
-        )
-        parts = found if isinstance(found, dict) else {options["split"]: found}
-        parts = {name: _stream(part, place, options, name) if streaming else part for name, part in parts.items()}
+        if options.get("streaming", "").lower() == "true":
+            parts = _staying(datasets.load_dataset_builder(**asked), options.get("split"))
+        else:
+            found = datasets.load_dataset(**asked, split=options.get("split"))
+            parts = found if isinstance(found, dict) else {options["split"]: found}
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
     return datasets.concatenate_datasets([_hub_rows(part, place, name, labelled) for name, part in parts.items()])
 
 
-def _stream(part: datasets.IterableDataset, place: str, options: dict[str, str], name: str) -> Dataset:
-    """Read a split over the network, row by row onto disk, without downloading its files first."""
-    features = part.features or part._resolve_features().features
-    undecoded = part.cast_column("image", Image(decode=False)) if "image" in features else part
+def _staying(builder: datasets.DatasetBuilder, wanted: str | None) -> dict[str, Dataset]:
+    """The splits, or the wanted one, with all columns but the images, which are addresses."""
+    files = builder.config.data_files or {}
+    if wanted and wanted not in files:
+        raise InputError(f"{builder.repo_id}: found no split {wanted}; the splits are {', '.join(files)}")
+    chosen = {name: files[name] for name in ([wanted] if wanted else files)}
+    if isinstance(builder, FolderBasedBuilder):
+        return {name: _addressed(builder, name) for name in chosen}
+    if isinstance(builder, Parquet):
+        return {name: _addressed_cells(chosen[name], builder.info.features, name) for name in chosen}
+    raise InputError(
+        f"{builder.repo_id}: its images cannot stay on the Hub, for they are neither files nor in Parquet files; leave "
+        "streaming=true out"
+    )
 
-    def rows(place: str, options: dict[str, str], name: str) -> Iterator[dict]:  # the arguments name the cache
-        yield from undecoded
 
-    named = {"place": place, "options": options, "name": name}
-    return Dataset.from_generator(rows, features=features, gen_kwargs=named)
+def _addressed(builder: datasets.DatasetBuilder, split: str) -> Dataset:
+    rows = builder.as_streaming_dataset(split)
+    listed = list(tqdm(rows.decode(False), desc=f"listing {split}", unit="image", leave=False))
+    return Dataset.from_list(listed, rows.features)
+
+
+def _addressed_cells(files: list[str], features: Features | None, split: str) -> Dataset:
+    """Of the image column only the names of files are read, which lie beside the images."""
+    columns = defaultdict(list)
+    for file in tqdm(files, desc=f"listing {split}", unit="file", leave=False):
+        opened = open_parquet(file)
+        features = features or Features.from_arrow_schema(opened.schema_arrow)
+        pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+        others = [name for name in features if name not in pictures]
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group, [*others, *(f"{name}.path" for name in pictures)])
+            for name in others:
+                columns[name] += table[name].to_pylist()
+            for name in pictures:
+                names = [(image or {}).get("path") or "" for image in table[name].to_pylist()]
+                columns[name] += [
+                    {"path": f"{file}#{name}/{group}/{row}/{each}", "bytes": None} for row, each in enumerate(names)
+                ]
+    return Dataset.from_dict(dict(columns), features)
 
 
 def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
@@ -61,7 +95,8 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     if names:
         labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
     stored = part.cast_column(picture, Image(decode=False))[picture]
-    paths = [f"{split}/{index}-{Path(image['path'] or '').name}".rstrip("-") for index, image in enumerate(stored)]
+    files = [(image["path"] or "").rpartition("/")[2] for image in stored]
+    paths = [f"{split}/{index}-{file}".rstrip("-") for index, file in enumerate(files)]
     columns = {
         "label": labels,
         "group": [value or path for value, path in zip(text(group), paths, strict=True)],

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from space.dicom import is_dicom
 from space.errors import InputError
 from space.images import load_image
+from space.remote import read_content
 from training.audit import audit_data
 from training.card import find_template
 from training.fingerprint import require_readable
@@ -171,7 +172,7 @@ def _numbered(images: pd.DataFrame) -> list[str]:
 
 
 def _clean(row: dict) -> dict:
-    content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+    content = read_content(row["image"])
     image = load_image(content) if is_dicom(content) else ImageOps.exif_transpose(Picture.open(io.BytesIO(content)))
     if image.mode not in PLAIN:
         image = load_image(content)

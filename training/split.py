@@ -13,13 +13,15 @@ from hashlib import blake2b
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict, Value
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.audit import Audit, audit_data, find_leaks
+from training.audit import audit_data, find_leaks
 from training.fingerprint import require_readable
 from training.listings import PART_OF
+from training.processes import from_main_process, main_process_first
 from training.sources import UNLABELLED, load_data
 
 PARTS = ("train", "validation", "test")
@@ -31,37 +33,30 @@ class Prepared:
 
     parts: train, validation, test, and where there are any external, also and unlabelled; beside the columns of
     `load_data` they have `pixels`, the hash of an image's content. home: the labelled images of the internal sites
-    before balancing. leaks: what stands in two parts, a line each. deviation: how far the parts are from the wanted
-    shares, a line.
+    before balancing. audit: the report of it. leaks: what stands in two parts, a line each. deviation: how far the
+    parts are from the wanted shares, a line.
     """
 
     parts: DatasetDict
     home: Dataset
-    audit: Audit
+    audit: dict
     leaks: list[str]
     deviation: str
 
 
 def prepare(args: DataArguments) -> Prepared:
-    """Read, audit, balance and split as the recipe says.
+    """Read, audit, balance and split as the recipe says; several processes audit once, in the main one.
 
     Raises InputError when an image cannot be read, a class has too few images or groups for three parts, or, with
     args.strict, something leaks from one part into another that the recipe did not ask for (split_by: image).
     """
-    named = {args.data: load_data(args.data, args.labels)}
-    names = named[args.data].features["label"].names
-    for other in (args.external, args.also):
-        if other in named:
-            raise InputError(f"{other} is given twice; what is trained on cannot be measured on")
-        if other:
-            named[other] = load_data(other, names)
-    audit = audit_data(named, sites=args.sites)
-    for name, rows in named.items():
-        mine = np.flatnonzero(audit.images["data"] == name)
-        require_readable(rows, audit.prints.facts.iloc[mine]["broken"].tolist())
-        named[name] = _with_audit(rows, audit, mine)
+    with main_process_first():
+        named = _read(args)
+    images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
+    named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
 
     rows = named[args.data]
+    names = rows.features["label"].names
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
     chosen = [*(args.sites or []), *([args.test_site] if args.test_site else [])]
     if strange := sorted(set(chosen) - set(sites)):
@@ -86,10 +81,28 @@ def prepare(args: DataArguments) -> Prepared:
     if not known.all():
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
 
-    leaks = _leaks(audit, parts, args)
+    leaks = _leaks(images, pairs, parts, args)
     if leaks and args.strict and args.split_by != "image":
         raise InputError(f"{'; '.join(leaks)}: mend the data, or go on all the same with --strict false")
-    return Prepared(DatasetDict(parts), home, audit, leaks, deviation)
+    return Prepared(DatasetDict(parts), home, report, leaks, deviation)
+
+
+def _read(args: DataArguments) -> dict[str, Dataset]:
+    named = {args.data: load_data(args.data, args.labels)}
+    for other in (args.external, args.also):
+        if other in named:
+            raise InputError(f"{other} is given twice; what is trained on cannot be measured on")
+        if other:
+            named[other] = load_data(other, named[args.data].features["label"].names)
+    return named
+
+
+def _audited(named: Mapping[str, Dataset], sites: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    """Images, pairs and report of the audit of data that can all be read."""
+    audit = audit_data(named, sites=sites)
+    for name, rows in named.items():
+        require_readable(rows, audit.prints.facts["broken"][audit.images["data"] == name].tolist())
+    return audit.images, audit.pairs, audit.report
 
 
 def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
@@ -186,9 +199,8 @@ def _balanced_part(rows: Dataset, args: DataArguments) -> Dataset:
     return rows
 
 
-def _with_audit(rows: Dataset, audit: Audit, mine: np.ndarray) -> Dataset:
+def _with_audit(rows: Dataset, found: pd.DataFrame) -> Dataset:
     """The rows with the groups of the audit, their copies joined (merged), and the hash of their content."""
-    found = audit.images.iloc[mine]
     rows = rows.remove_columns("group")
     for name in ("group", "merged", "pixels"):
         rows = rows.add_column(name, found[name].tolist(), feature=Value("string"))
@@ -199,13 +211,13 @@ def _labelled(rows: Dataset) -> Dataset:
     return rows.select(np.flatnonzero(np.asarray(rows["label"]) != UNLABELLED))
 
 
-def _leaks(audit: Audit, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
+def _leaks(images: pd.DataFrame, pairs: pd.DataFrame, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
     part_of, named = {}, {"unlabelled": "", "also": "train"}
     for part, rows in parts.items():
         data = {"external": args.external, "also": args.also}.get(part) or args.data
         part_of |= {(data, path): named.get(part, part) for path in rows["path"]}
-    keys = zip(audit.images["data"], audit.images["path"], strict=True)
-    return find_leaks(audit.images.assign(part=[part_of.get(key, "") for key in keys]), audit.pairs)
+    keys = zip(images["data"], images["path"], strict=True)
+    return find_leaks(images.assign(part=[part_of.get(key, "") for key in keys]), pairs)
 
 
 def _even_out(members, lacking, wanted) -> None:

@@ -67,10 +67,9 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     is_main = training_args.process_index == 0
     say = print if is_main else lambda *_: None
 
-    with training_args.main_process_first(local=False):
-        data = prepare(data_args)
+    data = prepare(data_args)
     parts = data.parts
-    say(f"{brief(data.audit.report, data.leaks)}\n")
+    say(f"{brief(data.audit, data.leaks)}\n")
     say(f"images of each class\n{class_counts(_balancing(data, data_args))}\n")
     say(f"split by {data_args.split_by}\n{class_counts(parts)}\n{data.deviation}\n")
 
@@ -207,7 +206,7 @@ def _save(folder: Path, trainer: Trainer, data: Prepared, recipe: dict, history:
     split["label"] = np.asarray(data.home.features["label"].names)[split["label"]]
     split.sort_values("path").to_csv(folder / "split.csv", index=False, lineterminator="\n")
     (folder / "eval").mkdir()
-    audit = data.audit.report | {"leaks": data.leaks}
+    audit = data.audit | {"leaks": data.leaks}
     for name, told in (("training", history), ("audit", audit)):
         (folder / "eval" / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
 

@@ -24,8 +24,8 @@ from space.errors import InputError
 from training.arguments import ModelArguments, TrainingArguments
 from training.averaging import average_weights
 from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
-from training.examples import EpochSampler, Examples
-from training.features import HeadOnly, extract
+from training.examples import EpochSampler, Examples, RowGroups
+from training.features import Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
 from training.stages import parameter_groups, recompute_stages
 
@@ -79,10 +79,24 @@ class ClassifierTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        multiple = self.args.world_size * self.args.per_device_train_batch_size if self.args.world_size > 1 else 1
-        sampler = EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple)
+        batch = self.args.per_device_train_batch_size
+        multiple = self.args.world_size * batch if self.args.world_size > 1 else 1
+        row_groups = self._row_groups(self.train_dataset, batch)
+        sampler = EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple, row_groups)
         self.add_callback(EpochOrder(sampler))
         return sampler
+
+    def _get_eval_sampler(self, eval_dataset):
+        row_groups = self._row_groups(eval_dataset, self.args.per_device_eval_batch_size)
+        if row_groups is None:
+            return super()._get_eval_sampler(eval_dataset)
+        return row_groups.in_turn(np.arange(len(eval_dataset))).tolist()
+
+    def _row_groups(self, examples: Examples | Features, batch: int) -> RowGroups | None:
+        if isinstance(examples, Features):
+            return None
+        turns = self.args.world_size * max(1, self.args.dataloader_num_workers)
+        return RowGroups.of_rows(examples.rows, turns, batch)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:

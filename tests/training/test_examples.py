@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessorPil
 
-from training.examples import IGNORED, EpochSampler, Examples
+from space.remote import ROW_GROUPS
+from training.examples import IGNORED, EpochSampler, Examples, RowGroups
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
@@ -39,6 +40,33 @@ def test_balanced_draws_show_the_classes_equally_often():
     labels = np.array([0] * 900 + [1] * 100)
     drawn = labels[list(EpochSampler(labels, 0, balanced=True, views=1))]
     assert drawn.mean() == pytest.approx(0.5, abs=0.06)
+
+
+@given(
+    groups=st.integers(1, 40),
+    turns=st.integers(1, 4),
+    batch=st.integers(1, 16),
+    alone=st.integers(0, 30),
+    balanced=st.booleans(),
+)
+def test_images_that_are_fetched_by_the_row_group_are_drawn_near_each_other(groups, turns, batch, alone, balanced):
+    of = np.concatenate([np.repeat(np.arange(groups), 20), np.full(alone, -1)])
+    sampler = EpochSampler(np.arange(len(of)) % 2, 3, balanced, row_groups=RowGroups(of, turns, batch))
+    plain = EpochSampler(np.arange(len(of)) % 2, 3, balanced)
+    keys = np.array(list(sampler))
+    assert sorted(keys) == sorted(plain)
+    fetched = 0
+    for turn in range(turns):  # each a process, or a worker of one, that takes every so-manieth batch
+        kept = []
+        for start in range(turn * batch, len(keys), turns * batch):
+            for group in of[keys[start : start + batch]]:
+                if group >= 0 and group not in kept:
+                    fetched, kept = fetched + 1, kept[-ROW_GROUPS + 1 :]
+                    kept.append(group)
+    ends = turns * batch  # the last round of batches need not come out even
+    assert fetched <= groups + 2 * ROW_GROUPS * turns + ends
+    if groups <= ROW_GROUPS and turns == 1:
+        assert keys.tolist() == list(plain)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -174,9 +174,12 @@ def hub(tmp_path):
             "patient_id": [f"{part}-{index // 2}" for index in range(count)],
             "age": [index + 40 for index in range(count)],
         }
-        Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet", batch_size=4)
+    for index in range(3):
+        write_images(tmp_path / "files", f"sick/{index}.png", f"normal/{index}.png")
     hub = Hub(tmp_path / "hub")
     hub.add("dataset", "clinic/frames", folder.parent)
+    hub.add("dataset", "clinic/files", tmp_path / "files")
     return hub
 
 
@@ -185,7 +188,9 @@ def test_a_data_set_of_the_hub_is_read_whole_in_part_or_streamed(hub, tmp_path):
     code = """
 import json, sys
 import numpy as np
+from datasets import Image
 from space.errors import InputError
+from space.images import load_image
 from training.sources import load_data
 
 for source in sys.argv[1:]:
@@ -193,12 +198,21 @@ for source in sys.argv[1:]:
         rows = load_data(source)
         names = rows.features["label"].names
         told = rows.remove_columns("image").to_dict() | {"label": [names[label] for label in rows["label"]]}
-        print(json.dumps(told | {"grey": [int(np.asarray(image).max()) for image in rows["image"]]}))
+        images = rows.cast_column("image", Image(decode=False))["image"]
+        print(json.dumps(told | {"grey": [int(np.asarray(load_image(image)).max()) for image in images]}))
     except InputError as error:
         print(json.dumps(str(error)))
 """
-    sources = ["", "?split=train", "?streaming=true", "?revision=nope", "?config=nope", "?sites=nope"]
-    sources = ["clinic/frames" + options for options in sources] + ["clinic/nothing"]
+    sources = ["", "?split=train", "?streaming=true", "?split=validation&streaming=true"]
+    refused = ["?revision=nope", "?config=nope", "?sites=nope", "?split=nope&streaming=true"]
+    sources = ["clinic/frames" + options for options in sources + refused]
+    sources = [
+        "clinic/files",
+        "clinic/files?streaming=true",
+        *sources,
+        "clinic/nothing",
+        "clinic/nothing?streaming=true",
+    ]
     with hub.serve() as address:
         told = subprocess.run(
             [sys.executable, "-c", code, *sources],
@@ -207,7 +221,9 @@ for source in sys.argv[1:]:
             text=True,
         )
     assert told.returncode == 0, told.stderr
-    whole, train, streamed, *refused = map(json.loads, told.stdout.splitlines())
+    files, streamed_files, whole, train, streamed, validation, *refused = map(json.loads, told.stdout.splitlines())
+    assert streamed_files == files
+    assert files["label"] == ["normal"] * 3 + ["sick"] * 3
     assert whole["label"] == ["sick", "normal"] * 5
     assert whole["grey"] == [0, 9, 18, 27, 36, 45, 0, 9, 18, 27]
     assert whole["group"][::2] == ["train-0", "train-1", "train-2", "validation-0", "validation-1"]
@@ -216,9 +232,9 @@ for source in sys.argv[1:]:
     assert len(set(whole["path"])) == 10
     assert train["grey"] == whole["grey"][:6]
     assert streamed == whole
-    for answer, reason in zip(
-        refused, ["'nope' doesn't", "'nope' not found", "unknown option", "doesn't"], strict=True
-    ):
+    assert validation["path"] == whole["path"][6:]
+    reasons = ["'nope' doesn't", "'nope' not found", "unknown option", "no split nope", "doesn't", "doesn't"]
+    for answer, reason in zip(refused, reasons, strict=True):
         assert reason in answer
         assert "\n" not in answer
 

@@ -1,0 +1,72 @@
+"""A data set whose images stay on the Hub."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image
+
+from space.remote import ROW_GROUPS
+from tests.fits import distance, weights
+from training.sources import load_data
+
+
+def write_parquet(source: Path, folder: Path, images_a_group: int) -> int:
+    """The images of a folder as a data set's repository; how many row groups they take."""
+    rows = load_data(source)
+    undecoded = rows.cast_column("image", Image(decode=False))
+    held = [row | {"image": {"path": None, "bytes": Path(row["image"]["path"]).read_bytes()}} for row in undecoded]
+    folder.mkdir()
+    Dataset.from_list(held, rows.features).to_parquet(folder / "train.parquet", batch_size=images_a_group)
+    return -(-len(rows) // images_a_group)
+
+
+@pytest.mark.xdist_group("hub")
+def test_images_that_stay_on_the_hub_train_the_same_model_and_are_fetched_by_the_row_group(
+    hub, client, small_home, small_base, tmp_path
+):
+    groups = write_parquet(small_home, tmp_path / "stay", 16)
+    assert 4 < groups <= ROW_GROUPS  # all of them stay in memory, and the order is that of images on disk
+    hub.add("dataset", "clinic/stay", tmp_path / "stay")
+    code = """
+import json
+from tests.fits import fit
+from training.arguments import DataArguments
+from training.split import prepare
+
+parts = prepare(DataArguments("{source}")).parts
+settings = dict(augment="light", save_strategy="no", load_best_model_at_end=False)
+fit(parts, "{base}", "{folder}", **settings)[0].save_model("{folder}")
+print(json.dumps({{part: list(rows["path"]) for part, rows in parts.items()}}))
+"""
+
+    def train(source, name):
+        told = client.read(code.format(source=source, base=small_base, folder=tmp_path / name))
+        return told.splitlines()[-1], weights(tmp_path / name)
+
+    split, there = train("clinic/stay?streaming=true", "there")
+    fetched = [asked for asked in hub.asked if asked.method == "GET" and asked.path.startswith("/lfs/")]
+    assert {asked.status for asked in fetched} == {206}  # never the whole file
+    assert len(fetched) <= 2 * groups + 2  # to list each and to look into it, and to learn where they are
+    same, here = train("clinic/stay", "here")
+    assert same == split
+    assert distance(there, here) == 0
+
+
+@pytest.mark.xdist_group("hub")
+def test_what_cannot_be_fetched_is_told_of_by_image(hub, client, small_home, tmp_path):
+    write_parquet(small_home, tmp_path / "gone", 16)
+    hub.add("dataset", "clinic/gone", tmp_path / "gone")
+    code = """
+from datasets import Image
+from space.images import load_image
+from training.sources import load_data
+
+images = load_data("clinic/gone?streaming=true").cast_column("image", Image(decode=False))["image"]
+try:
+    {}
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+    told = client.read(code.format("load_image(images[0] | {'path': images[0]['path'].replace('train', 'no')})"))
+    assert told.startswith("InputError it cannot be fetched from the Hub (")
+    assert told.count("\n") == 1

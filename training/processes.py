@@ -1,0 +1,42 @@
+"""What several processes, started by accelerate launch, do once and not each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from space.errors import InputError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process goes ahead, and the others find in the cache what it has made; also when it has failed."""
+    state = PartialState()
+    try:
+        if not state.is_main_process:
+            state.wait_for_everyone()
+        yield
+    finally:
+        if state.is_main_process:
+            state.wait_for_everyone()
+
+
+def from_main_process(make: Callable[[], T]) -> T:
+    """What `make` gives in the main process, or the InputError that it raises there, in all of them."""
+    state, told = PartialState(), [None]
+    if state.is_main_process:
+        try:
+            told = [make()]
+        except InputError as error:
+            told = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(told)
+    if isinstance(told[0], InputError):
+        raise told[0]
+    return told[0]
