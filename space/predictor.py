@@ -18,7 +18,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from space import mlp_head  # noqa: F401  so that a model with that head loads without its own copy of the code
 from space.abstention import Abstention
@@ -73,7 +73,8 @@ class Predictor:
             if not Path(model_id).is_dir():  # one commit's files, and those of the cache when the Hub does not answer
                 exported = [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
                 folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
-            self.processor = AutoImageProcessor.from_pretrained(folder)
+            file = {"image_processor_filename": IMAGE_PROCESSOR_NAME}  # for timm's, it would make one of config.json
+            self.processor = AutoImageProcessor.from_pretrained(folder, **file)
             self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
         except (HTTPError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from training.model import labels_of
 from training.outputs import new_file
 
 HERE = Path(__file__).parent
@@ -43,7 +44,7 @@ def gather(folder: Path) -> dict:
     files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
     evaluations = [json.loads(file.read_text()) for file in files if is_evaluation(file.stem)]
     exports = [json.loads(file.read_text()) for file in files if file.stem.startswith(EXPORT)]
-    labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    labels = labels_of(folder)
     hours = training["seconds"] / 3600 * training["processes"]
     return {
         "name": training["name"],

@@ -43,10 +43,9 @@ class Features(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, key: int) -> dict:
-        key, filling = (~key, True) if key < 0 else (key, False)
-        view, index = divmod(key, len(self.labels))
-        features = torch.tensor(self.pieces[view][index // PIECE][index % PIECE])
-        return {"features": features, "labels": IGNORED if filling else int(self.labels[index])}
+        view, index = divmod(~key if key < 0 else key, len(self.labels))
+        features = self.pieces[view][index // PIECE][index % PIECE]
+        return {"features": features, "labels": IGNORED if key < 0 else self.labels[index]}
 
 
 class HeadOnly(nn.Module):

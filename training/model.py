@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from transformers.utils import logging
 from space.errors import InputError
 from space.mlp_head import MlpHeadConfig, MlpHeadForImageClassification
 from training.arguments import ModelArguments
-from training.stages import freeze
+from training.stages import freeze, head_of
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BASIC, DEEP = [64, 128, 256, 512], [256, 512, 1024, 2048]
@@ -75,11 +76,21 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
         _require_stride(name, model.config, size)
         if getattr(model.config, "image_size", size) != size:
             model = _resized(model, size)
+        if hasattr(model.config, "pretrained_cfg"):
+            _tell_timm(model.config, processor, labels)
     if args.head == "mlp":
         model = _with_mlp_head(model, head)
     _require_size(name, model, size)
     freeze(model, args.freeze)
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions
+
+
+def labels_of(folder: Path) -> list[str]:
+    """The classes of a model folder, in their order."""
+    config = json.loads((folder / "config.json").read_text())
+    if "label_names" in config:  # an architecture of timm
+        return config["label_names"]
+    return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
 
 
 def _with_mlp_head(stock: PreTrainedModel, head: dict) -> PreTrainedModel:
@@ -101,6 +112,19 @@ def _resized(model: PreTrainedModel, size: int) -> PreTrainedModel:
     resized = type(model)(model.config)
     resized.load_state_dict(weights)
     return resized
+
+
+def _tell_timm(config: PreTrainedConfig, processor: ViTImageProcessorPil, labels: list[str]) -> None:
+    """Write the image processor and the labels where transformers looks for those of an architecture of timm."""
+    config.label_names = list(labels)
+    config.pretrained_cfg |= {
+        "input_size": [3, processor.size["height"], processor.size["width"]],
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+        "interpolation": "bilinear",
+        "crop_mode": "squash",  # to a square, whatever the shape
+        "crop_pct": 1.0,
+    }
 
 
 def _require_stride(name: str, config: PreTrainedConfig, size: int) -> None:
@@ -144,12 +168,12 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    absent = sorted(key for key in loaded["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
-    misfits = sorted(key for key, *_ in loaded["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}."))
-    if absent or misfits:
-        raise InputError(
-            f"base {name}: it lacks weights of the body, {(absent + misfits)[0]} for one; only the head may be new"
-        )
+    weights = model.state_dict(keep_vars=True)
+    of_head = {id(weight) for weight in head_of(model).state_dict(keep_vars=True).values()}
+    new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    absent = sorted(key for key in new & weights.keys() if id(weights[key]) not in of_head)
+    if absent:
+        raise InputError(f"base {name}: it lacks weights of the body, {absent[0]} for one; only the head may be new")
     return model
 
 

@@ -29,6 +29,7 @@ from space.remote import read_content
 from training.audit import audit_data
 from training.card import find_template
 from training.fingerprint import require_readable
+from training.model import labels_of
 from training.sources import UNLABELLED, load_data
 
 KEPT = ("license", "attribution", "synthetic")
@@ -54,7 +55,7 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     left_out (by balancing). Raises InputError when DATA is not what the model was trained with, or when an image's
     licence does not allow it to be shared and `rights` is false.
     """
-    names = _labels(model)
+    names = labels_of(model)
     rows = load_data(data, names)
     licences = _licences(rows)
     if not rights and (bare := [index for index, name in enumerate(licences) if not name]):
@@ -130,11 +131,6 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
         recipe=recipe,
     )
     file.write_text(str(card))
-
-
-def _labels(model: Path) -> list[str]:
-    config = yaml.safe_load((model / "config.json").read_text())
-    return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
 
 
 def _column(rows: Dataset, name: str) -> list[str]:

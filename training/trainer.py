@@ -25,7 +25,7 @@ from training.arguments import ModelArguments, TrainingArguments
 from training.averaging import average_weights
 from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
 from training.examples import EpochSampler, Examples, RowGroups
-from training.features import Features, HeadOnly, extract
+from training.features import PIECE, Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
 from training.stages import parameter_groups, recompute_stages
 
@@ -164,6 +164,7 @@ def make_trainer(
         validation = extract(model, parts["validation"], validation, args, 1)
         model = HeadOnly(model)
         args.bf16 = args.fp16 = False  # which would only slow down and blur so small a network
+        args.per_device_eval_batch_size = max(args.per_device_eval_batch_size, PIECE)
     return ClassifierTrainer(
         model=model,
         args=args,

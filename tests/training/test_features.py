@@ -91,5 +91,5 @@ def test_a_pass_that_was_stopped_goes_on_with_the_next_piece(parts, small_base, 
     assert sum(numbers) == len(parts["train"]) - 20 + len(parts["validation"])
     with torch.inference_mode():  # each piece is where it belongs
         batch = make(parts, small_base, tmp_path, freeze="all", cache_features=False)[0].train_dataset[37]
-        logits = trainer.model(torch.stack([trainer.train_dataset[37]["features"]])).logits
+        logits = trainer.model(torch.tensor(trainer.train_dataset[37]["features"])[None]).logits
         assert torch.allclose(logits, model.eval()(pixel_values=batch["pixel_values"][None]).logits, atol=1e-5)

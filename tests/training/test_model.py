@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,9 +8,10 @@ from transformers import BertConfig, BertModel, ConvNextConfig, ResNetConfig, Sw
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from space.errors import InputError
+from space.predictor import Predictor
 from tests.fits import GROUP_NORM, save_base
 from training.arguments import ModelArguments
-from training.model import SCRATCH, load_base
+from training.model import SCRATCH, labels_of, load_base
 
 
 def base(name, **settings):
@@ -164,3 +166,21 @@ def test_a_folder_whose_weights_are_not_all_there_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match="lacks weights"):
         base(str(tmp_path))
+
+
+def test_an_architecture_of_timm_serves_as_a_pipeline_with_the_images_and_labels_of_the_recipe(tmp_path):
+    timm = pytest.importorskip("timm")
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    cut = timm.create_model("resnet18", pretrained=False, num_classes=10).pretrained_cfg
+    config = TimmWrapperConfig.from_dict({"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": cut})
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "base")
+    model, processor = load_base(ModelArguments(str(tmp_path / "base"), image_size=64), ["normal", "sick"])
+    model.eval().save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    assert labels_of(tmp_path / "model") == ["normal", "sick"]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    answers = pipeline("image-classification", model=str(tmp_path / "model"))(image)
+    probabilities = Predictor(tmp_path / "model").answer([image])[0].probabilities
+    assert {answer["label"] for answer in answers} == {"normal", "sick"}
+    assert max(answer["score"] for answer in answers) == pytest.approx(probabilities.max(), abs=1e-4)
