@@ -104,7 +104,7 @@ with tempfile.TemporaryDirectory() as scratch:
             f"frozen fit of 70 epochs, ResNet-50, picked mode / one forward pass, {'bf16' if bf16 else 'float32'}",
             lambda: frozen(study, "scratch:resnet-50", 70, folder),
             lambda bf16=bf16: forward_pass(study, "scratch:resnet-50", bf16),
-            runs=3,
+            runs=5,
         )
     few = {name: rows.select(range(min(48, len(rows)))) for name, rows in parts.items()}
     for base in ("scratch:resnet-18", "scratch:resnet-50"):
