@@ -42,7 +42,7 @@ def content_of(image: dict) -> bytes | Path:
         column, group, row, _ = place.split("/", 3)
         with _fetching:
             images = _row_group(file, column, int(group))
-        content = images[int(row)].as_py()["bytes"]
+        content = (images[int(row)].as_py() or {}).get("bytes")
     except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"it cannot be fetched from the Hub ({reason}); try again later") from None

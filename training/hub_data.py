@@ -8,6 +8,7 @@ import datasets
 from datasets import Dataset, Features, Image, Value
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
 from space.errors import InputError
@@ -29,7 +30,7 @@ def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Data
             parts = found if isinstance(found, dict) else {options["split"]: found}
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
     return datasets.concatenate_datasets([_hub_rows(part, place, name, labelled) for name, part in parts.items()])
