@@ -38,6 +38,7 @@ from training.examples import Examples
 from training.measure import measure
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
+from training.processes import main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
@@ -82,7 +83,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     set_seed(training_args.seed)
     model, processor = load_base(base, data.home.features["label"].names)
     work = final.with_name(f".{final.name}.unfinished")
-    with training_args.main_process_first(local=False):
+    with main_process_first():
         if is_main:
             images = sha256("".join([*fitted["train"]["pixels"], *fitted["validation"]["pixels"]]).encode())
             run = recipe | {
@@ -92,7 +93,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             }
             open_unfinished(work, run, model_args.overwrite)
     training_args.output_dir = str(work / "checkpoints")
-    with training_args.main_process_first(local=False):
+    with main_process_first():
         if is_main:
             fetch_start(work / "checkpoints", training_args, saves)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
