@@ -27,7 +27,7 @@ from tests.fits import GROUP_NORM, save_base
 from training import train
 from training.arguments import DataArguments
 from training.phantom import write_phantom
-from training.split import prepare
+from training.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "training" / "recipes"

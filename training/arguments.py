@@ -19,6 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from space.errors import InputError
 from training.machine import best_precision, best_workers
+from training.processes import require_several
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -239,12 +240,7 @@ def _require_processes(found: int) -> None:
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if found != asked:
         raise InputError(f"{asked} processes were launched but {found} would train; see --use_cpu")
-    # accelerate names a port for several processes, and then, on a processor, starts a single one without a word.
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
-        raise InputError(
-            "several processes were asked for but accelerate started one; give it --config_file "
-            f"{RECIPES / 'accelerate' / 'cpu.yaml'}, or --multi_gpu instead of --cpu"
-        )
+    require_several()
 
 
 def _read_yaml(file: Path) -> dict:

@@ -28,6 +28,7 @@ from training.listings import read_table
 from training.measure import assess
 from training.outputs import new_file
 from training.predictions import Predictions, is_complete
+from training.processes import require_several
 from training.tables import classification_tables
 
 SHOWN = 10  # rows that are printed
@@ -110,6 +111,7 @@ def read_truth(file: Path, labels: list[str]) -> dict[str, tuple[str, str]]:
 def shard_of(text: str | None) -> tuple[int, int]:
     """Which part of how many, from "i/n", or from what accelerate and torchrun tell their processes; (1, 1) for all."""
     if text is None:
+        require_several()
         return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):

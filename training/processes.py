@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -12,6 +14,17 @@ from accelerate.utils import broadcast_object_list
 from space.errors import InputError
 
 T = TypeVar("T")
+CPU = Path(__file__).parent / "recipes" / "accelerate" / "cpu.yaml"
+
+
+def require_several() -> None:
+    """Raise InputError when accelerate was asked for several processes and, on a processor, started a single one."""
+    # It names a port for several processes all the same, and says nothing.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"several processes were asked for but accelerate started one; give it --config_file {CPU}, or "
+            "--multi_gpu instead of --cpu"
+        )
 
 
 @contextmanager

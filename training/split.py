@@ -8,101 +8,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import permutations
 
 import numpy as np
-import pandas as pd
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.audit import audit_data, find_leaks
-from training.fingerprint import require_readable
 from training.listings import PART_OF
-from training.processes import from_main_process, main_process_first
-from training.sources import UNLABELLED, load_data
 
 PARTS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data ready to train on.
-
-    parts: train, validation, test, and where there are any external, also and unlabelled; beside the columns of
-    `load_data` they have `pixels`, the hash of an image's content. home: the labelled images of the internal sites
-    before balancing. audit: the report of it. leaks: what stands in two parts, a line each. deviation: how far the
-    parts are from the wanted shares, a line.
-    """
-
-    parts: DatasetDict
-    home: Dataset
-    audit: dict
-    leaks: list[str]
-    deviation: str
-
-
-def prepare(args: DataArguments) -> Prepared:
-    """Read, audit, balance and split as the recipe says; several processes audit once, in the main one.
-
-    Raises InputError when an image cannot be read, a class has too few images or groups for three parts, or, with
-    args.strict, something leaks from one part into another that the recipe did not ask for (split_by: image).
-    """
-    with main_process_first():
-        named = _read(args)
-    images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
-    named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
-
-    rows = named[args.data]
-    names = rows.features["label"].names
-    labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
-    chosen = [*(args.sites or []), *([args.test_site] if args.test_site else [])]
-    if strange := sorted(set(chosen) - set(sites)):
-        raise InputError(f"{args.data}: found no site {strange[0]}; the sites are {', '.join(sorted(set(sites)))}")
-    internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
-    known = labels != UNLABELLED
-    home = rows.select(np.flatnonzero(known & internal))
-    _require_classes(home, args)
-
-    balanced = _undersampled(home, args) if args.balance_scope == "all" else home
-    parts = split(balanced, args)
-    _require_parts(parts, names)
-    deviation = _deviation(parts, args)
-    if args.balance_scope == "train":
-        parts["train"] = _balanced_part(parts["train"], args)
-    if (known & ~internal).any():
-        parts["external"] = rows.select(np.flatnonzero(known & ~internal))
-    elif args.external:
-        parts["external"] = _labelled(named[args.external])
-    if args.also:
-        parts["also"] = _labelled(named[args.also])
-    if not known.all():
-        parts["unlabelled"] = rows.select(np.flatnonzero(~known))
-
-    leaks = _leaks(images, pairs, parts, args)
-    if leaks and args.strict and args.split_by != "image":
-        raise InputError(f"{'; '.join(leaks)}: mend the data, or go on all the same with --strict false")
-    return Prepared(DatasetDict(parts), home, report, leaks, deviation)
-
-
-def _read(args: DataArguments) -> dict[str, Dataset]:
-    named = {args.data: load_data(args.data, args.labels)}
-    for other in (args.external, args.also):
-        if other in named:
-            raise InputError(f"{other} is given twice; what is trained on cannot be measured on")
-        if other:
-            named[other] = load_data(other, named[args.data].features["label"].names)
-    return named
-
-
-def _audited(named: Mapping[str, Dataset], sites: Sequence[str] | None) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    """Images, pairs and report of the audit of data that can all be read."""
-    audit = audit_data(named, sites=sites)
-    for name, rows in named.items():
-        require_readable(rows, audit.prints.facts["broken"][audit.images["data"] == name].tolist())
-    return audit.images, audit.pairs, audit.report
 
 
 def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
@@ -182,7 +98,10 @@ def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[in
     return of_class
 
 
-def _undersampled(rows: Dataset, args: DataArguments) -> Dataset:
+def balance_all(rows: Dataset, args: DataArguments) -> Dataset:
+    """All images as they are to be split, undersampled where balance_scope says so."""
+    if args.balance_scope == "train":
+        return rows
     if args.balance == "oversample":
         raise InputError("balance: oversample with balance_scope: all would put copies into two parts; use train")
     if args.balance != "undersample":
@@ -190,34 +109,16 @@ def _undersampled(rows: Dataset, args: DataArguments) -> Dataset:
     return rows.select(undersample(list(rows["path"]), list(rows["label"]), args.per_class, args.split_seed))
 
 
-def _balanced_part(rows: Dataset, args: DataArguments) -> Dataset:
+def balance_train(rows: Dataset, args: DataArguments) -> Dataset:
+    """The train part as it is to be trained on, balanced where balance_scope says so."""
+    if args.balance_scope == "all":
+        return rows
     paths, labels = list(rows["path"]), list(rows["label"])
     if args.balance == "undersample":
         return rows.select(undersample(paths, labels, args.per_class, args.split_seed))
     if args.balance == "oversample":
         return rows.select(oversample(paths, labels, args.split_seed))
     return rows
-
-
-def _with_audit(rows: Dataset, found: pd.DataFrame) -> Dataset:
-    """The rows with the groups of the audit, their copies joined (merged), and the hash of their content."""
-    rows = rows.remove_columns("group")
-    for name in ("group", "merged", "pixels"):
-        rows = rows.add_column(name, found[name].tolist(), feature=Value("string"))
-    return rows
-
-
-def _labelled(rows: Dataset) -> Dataset:
-    return rows.select(np.flatnonzero(np.asarray(rows["label"]) != UNLABELLED))
-
-
-def _leaks(images: pd.DataFrame, pairs: pd.DataFrame, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
-    part_of, named = {}, {"unlabelled": "", "also": "train"}
-    for part, rows in parts.items():
-        data = {"external": args.external, "also": args.also}.get(part) or args.data
-        part_of |= {(data, path): named.get(part, part) for path in rows["path"]}
-    keys = zip(images["data"], images["path"], strict=True)
-    return find_leaks(images.assign(part=[part_of.get(key, "") for key in keys]), pairs)
 
 
 def _even_out(members, lacking, wanted) -> None:
@@ -258,7 +159,7 @@ def _rank(seed: int, name: str) -> bytes:
     return blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
 
 
-def _deviation(parts: Mapping[str, Dataset], args: DataArguments) -> str:
+def deviation(parts: Mapping[str, Dataset], args: DataArguments) -> str:
     """The part and class whose number of images is furthest from the wanted one."""
     if args.split_by == "column" or args.test_site:
         return "the parts are as given"
@@ -277,28 +178,3 @@ def _deviation(parts: Mapping[str, Dataset], args: DataArguments) -> str:
     if abs(most) < 1:
         return "the wanted shares are met to less than one image"
     return f"furthest from the wanted shares: {name} of the {part} part, {most:+.0f} images from {aim:.0f}"
-
-
-def _require_classes(rows: Dataset, args: DataArguments) -> None:
-    names, counts = rows.features["label"].names, Counter(rows["label"])
-    present = [name for index, name in enumerate(names) if counts[index]]
-    if len(present) < max(2, len(names)):
-        where = f"{args.data}{' at ' + ', '.join(args.sites) if args.sites else ''}"
-        wanted = ", ".join(names) if len(names) > 1 else "at least two classes"
-        raise InputError(f"{where}: found images of {', '.join(present) or 'no class'} only, expected {wanted}")
-
-
-def _require_parts(parts: dict[str, Dataset], names: list[str]) -> None:
-    for index, name in enumerate(names):
-        for part in PARTS:
-            if index not in set(parts[part]["label"]):
-                of_class = [
-                    (group, label)
-                    for rows in parts.values()
-                    for group, label in zip(rows["merged"], rows["label"], strict=True)
-                    if label == index
-                ]
-                raise InputError(
-                    f"class {name} has {len(of_class)} images in {len(set(of_class))} groups, which leaves the {part} "
-                    "part without any; add images from other patients or clips"
-                )

@@ -38,11 +38,12 @@ from training.examples import Examples
 from training.measure import measure
 from training.model import load_base
 from training.outputs import move_into_place, refuse_existing
+from training.prepare import Prepared, prepare
 from training.processes import main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
-from training.split import PARTS, Prepared, prepare
+from training.split import PARTS
 from training.tables import class_counts
 from training.threshold import check_rule
 from training.trainer import make_trainer

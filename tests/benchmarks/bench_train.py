@@ -23,7 +23,7 @@ from training.arguments import RECIPES, DataArguments, ModelArguments, TrainingA
 from training.examples import Examples
 from training.model import load_base
 from training.phantom import write_phantom
-from training.split import prepare
+from training.prepare import prepare
 from training.trainer import ClassifierTrainer, make_trainer
 
 logging.set_verbosity_error()

@@ -47,9 +47,10 @@ from training.measure import arrays, predict_rows
 from training.metric.bootstrap import calibration_error
 from training.model import load_base
 from training.phantom import write_phantom
+from training.prepare import prepare
 from training.settle import settle
 from training.sources import load_data
-from training.split import prepare, split
+from training.split import split
 from training.threshold import choose_threshold
 from training.trainer import make_trainer
 

@@ -31,7 +31,7 @@ def test_images_that_stay_on_the_hub_train_the_same_model_and_are_fetched_by_the
 import json
 from tests.fits import fit
 from training.arguments import DataArguments
-from training.split import prepare
+from training.prepare import prepare
 
 parts = prepare(DataArguments("{source}")).parts
 settings = dict(augment="light", save_strategy="no", load_best_model_at_end=False)

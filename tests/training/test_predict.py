@@ -199,6 +199,11 @@ def test_parts_join_to_all_rows_with_one_line_of_names(small_model, small_phanto
     monkeypatch.setenv("RANK", "2")  # as accelerate and torchrun tell the third process of three
     monkeypatch.setenv("WORLD_SIZE", "3")
     predict.main(command)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what `accelerate launch --num_processes 2` sets on a CPU
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(InputError, match="several processes were asked for but accelerate started one"):
+        predict.main(command)
     parts = sorted(tmp_path.iterdir())
     assert [part.name for part in parts] == [f"out-0000{n}-of-00003.csv" for n in (1, 2, 3)]
     (tmp_path / "joined.csv").write_text("".join(part.read_text() for part in parts))

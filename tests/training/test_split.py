@@ -11,8 +11,9 @@ from PIL import Image
 from space.errors import InputError
 from tests.images import speckle, write_table
 from training.arguments import DataArguments
+from training.prepare import prepare
 from training.sources import load_data
-from training.split import PARTS, assign_parts, oversample, prepare, split, undersample
+from training.split import PARTS, assign_parts, oversample, split, undersample
 
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.16}
 
