@@ -98,12 +98,11 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         if is_main:
             fetch_start(work / "checkpoints", training_args, saves)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
-    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args)
+    callbacks = [saves] if saves else []
+    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
     if is_main:
         seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
         save_samples(work / "samples.png", seen)
-    if saves:
-        trainer.add_callback(saves)
     say(
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
         f"process(es), {training_args.mode}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
 )
 
 from space.errors import InputError
@@ -153,8 +154,12 @@ def make_trainer(
     balance: str,
     model_args: ModelArguments,
     args: TrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> ClassifierTrainer:
-    """The trainer of a whole network or, where a frozen base need be run only once, of its head on what that gave."""
+    """The trainer of a whole network or, where a frozen base need be run only once, of its head on what that gave.
+
+    callbacks come before the one that ends the fit when it is asked to stop, so they see its last checkpoint too.
+    """
     train = Examples(parts["train"], processor, model_args.augment, args.seed)
     validation = Examples(parts["validation"], processor)
     if model_args.augment == "none":
@@ -174,6 +179,7 @@ def make_trainer(
         classes=parts["train"].features["label"].num_classes,
         balance=balance,
         processing_class=processor,
+        callbacks=list(callbacks),
     )
 
 

@@ -21,19 +21,39 @@ def command(data, repo, *settings):
     return [*map(str, recipe), "--push_to_hub", "true", "--hub_model_id", repo, *settings]
 
 
-def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_same_weights(
+STOPPED = """
+import os, signal, torch
+from training import train
+
+def stopped(*arguments, count=iter(range(1, 100)), step=torch.optim.AdamW.step, **settings):
+    if next(count) == 3:
+        signal.raise_signal(signal.SIGTERM)
+    return step(*arguments, **settings)
+
+os.chdir({folder!r})
+step, torch.optim.AdamW.step = torch.optim.AdamW.step, stopped
+try:
+    train.main({words!r})
+except KeyboardInterrupt:
+    print("stopped")
+finally:
+    torch.optim.AdamW.step = step
+"""
+
+
+def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the_same_weights(
     hub, client, small_home, small_model, tmp_path
 ):
     words = command(small_home, "clinic/run", "--hub_strategy", "checkpoint")
     for place in ("here", "elsewhere"):
         (tmp_path / place).mkdir()
-    assert client.run(*words, cwd=tmp_path / "here").code == 0
+    told = client.read(STOPPED.format(folder=str(tmp_path / "here"), words=words[1:]))
+    assert "stopping after step 3" in told
+    assert told.endswith("stopped\n")
     repository = hub.repository("model", "clinic/run")
-    first = repository.log(repository.find("main"))[-2]["id"]
-    repository.update(heads={"main": first})  # what the Hub holds of a run that got no further
     last = {f"last-checkpoint/{name}" for name in CHECKPOINT}
     begun = {".gitattributes", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
-    assert repository.files().keys() == begun | last
+    assert repository.files().keys() - {"best-checkpoint/model.safetensors"} == begun | last
 
     told = client.run(*words, cwd=tmp_path / "elsewhere")
     assert told.code == 0, told.err
@@ -43,9 +63,8 @@ def test_a_run_that_broke_off_goes_on_elsewhere_from_the_hub_and_ends_with_the_s
     assert os.listdir(tmp_path / "elsewhere") == ["m"]
     kept = {name: content for name, content in held(repository).items() if "-checkpoint/" not in name}
     assert kept == local_files(model)
-    assert [title.partition(",")[0] for title in titles(repository)] == ["Train m"] + ["Training in progress"] * 2 + [
-        "initial commit"
-    ]
+    steps = [f"Training in progress, step {step}" for step in (4, 3, 2)]
+    assert titles(repository) == ["Train m", *steps, "initial commit"]
     hub.asked.clear()
     example = ROOT / "space" / "examples" / "synthetic-normal.png"
     assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
