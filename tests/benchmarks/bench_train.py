@@ -120,15 +120,11 @@ with tempfile.TemporaryDirectory() as scratch:
     measured = dict(prepare(DataArguments(str(large), sites=["A"], validation_share=0.4, test_share=0.1)).parts)
     settings = {"num_train_epochs": 25, "per_device_train_batch_size": 16, "learning_rate": 2e-3}
     settings |= {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "eval_strategy": "no"}
-    aucs = {
-        plain: [
-            fit(
-                measured, "scratch:resnet-8-thin", 96, folder, plain=plain, seed=seed, **settings
-            ).evaluate()["eval_roc_auc"]
-            for seed in range(3)
-        ]
-        for plain in (True, False)
-    }
+    aucs = {plain: [] for plain in (True, False)}
+    for plain, found in aucs.items():
+        for seed in range(3):
+            fitted = fit(measured, "scratch:resnet-8-thin", 96, folder, plain=plain, seed=seed, **settings)
+            found.append(fitted.evaluate()["eval_roc_auc"])
     print(
         f"AUC on {len(measured['validation'])} validation images, mean of three seeds, Trainer's own mode / picked "
         f"mode: {mean(aucs[True]):.4f} / {mean(aucs[False]):.4f}; of each {aucs}",

@@ -1,5 +1,8 @@
 """A data set whose images stay on the Hub."""
 
+import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,35 @@ except ValueError as error:
     told = client.read(code.format("load_image(images[0] | {'path': images[0]['path'].replace('train', 'no')})"))
     assert told.startswith("InputError it cannot be fetched from the Hub (")
     assert told.count("\n") == 1
+
+
+@pytest.mark.xdist_group("hub")
+@pytest.mark.parametrize(
+    ("packed", "streaming", "message"),
+    [
+        ("tar", False, "found the columns png, cls, __key__, __url__; expected one of images, and label"),
+        ("tar", True, "its images cannot stay on the Hub, for they are neither files nor in Parquet files"),
+        ("zip", False, "no data set of the Hub that can be read"),  # datasets takes no labels from inside an archive
+    ],
+)
+def test_images_in_archives_are_refused_in_one_line(hub, client, small_home, tmp_path, packed, streaming, message):
+    folder, images = tmp_path / "archives", sorted((small_home / "images").iterdir())[:4]
+    folder.mkdir()
+    if packed == "tar":
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            for number, image in enumerate(images):
+                archive.add(image, f"{number}.png")
+                told = tarfile.TarInfo(f"{number}.cls")
+                told.size = 1
+                archive.addfile(told, io.BytesIO(b"1"))
+    else:
+        with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+            for number, image in enumerate(images):
+                archive.write(image, f"{'normal' if number % 2 else 'sick'}/{number}.png")
+    place = f"clinic/{packed}{'_stays' * streaming}"
+    hub.add("dataset", place, folder)
+    source = place + "?streaming=true" * streaming
+    told = client.run("data", source, "--output", tmp_path / "out")
+    assert told.code == 1
+    assert told.line.startswith(f"error: {place}: {message}")
+    assert not (tmp_path / "out").exists()
