@@ -17,7 +17,7 @@ from space.images import load_image
 from space.predictor import BATCH, Predictor
 from training.calibration import fit_calibration
 from training.metric.bootstrap import calibration_error
-from training.threshold import choose_threshold, threshold_interval
+from training.threshold import check_rule, choose_threshold, threshold_interval
 
 MOST = 5000  # training images that the abstention is fitted to
 
@@ -42,14 +42,16 @@ def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method:
         threshold = choose_threshold(scores, truth == 1, rule)
         ci95 = threshold_interval(scores, truth == 1, groups, rule)
         predictor.model.config.threshold = threshold
+        fixed = check_rule(rule)[0] == "fixed"
         predictor.model.config.threshold_origin = {
-            "rule": rule,
-            "data": f"validation part, {len(truth)} images in {len(set(groups))} groups",
+            "rule": "fixed" if fixed else rule,
+            "data": "recipe" if fixed else f"validation part, {len(truth)} images in {len(set(groups))} groups",
             "date": date.today().isoformat(),
             "ci95": ci95,
         }
         spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
-        lines.append(f"threshold {threshold:.3f} by {rule} on the validation part{spread}")
+        chosen = "fixed in the recipe" if fixed else f"by {rule} on the validation part{spread}"
+        lines.append(f"threshold {threshold:.3f} {chosen}")
 
     abstention = fit_abstention(predictor, train, of_validation)
     logging.disable_progress_bar()

@@ -148,7 +148,9 @@ def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base
     assert config["architectures"] == ["MlpHeadForImageClassification"]
     assert config["body"]["model_type"] == "bit"
     assert (tmp_path / "m" / "mlp_head.py").is_file()
-    assert "split is by image" in (tmp_path / "m" / "README.md").read_text()
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "split is by image" in card
+    assert "- Threshold 0.500 fixed in the recipe, " in card
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     assert history["epochs"][0]["learning_rate"] == 1e-4
 
