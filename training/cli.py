@@ -17,6 +17,7 @@ VERBS = {
     "audit": "look for duplicates, leaks, confounds, wrong labels and broken files",
     "train": "make a model folder from a recipe",
     "evaluate": "measure a model folder on DATA, with intervals; the card anew",
+    "average": "make one model folder of those of a cross-validation",
     "predict": "classify images, clips, folders and archives into a table",
     "export": "write a model folder's network for onnxruntime or OpenVINO",
     "push": "publish a model folder on the Hub, with its data set and its page",

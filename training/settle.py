@@ -15,7 +15,7 @@ from transformers.utils import logging
 from space.abstention import FILE, Abstention
 from space.images import load_image
 from space.predictor import BATCH, Predictor
-from training.calibration import fit_calibration
+from training.calibration import Calibration, fit_calibration
 from training.metric.bootstrap import calibration_error
 from training.threshold import check_rule, choose_threshold, threshold_interval
 
@@ -29,37 +29,48 @@ def settle(folder: Path, train: Dataset, validation: Dataset, rule: str, method:
     a line each.
     """
     predictor = Predictor(folder)
-    truth = np.asarray(validation["label"])
     logits, of_validation = look_at(predictor, validation)
+    lines = decide(predictor, logits, validation, "validation part", rule, method)
+    abstention = fit_abstention(predictor, train, of_validation)
+    save(predictor, abstention, folder)
+    flagged = int((abstention.distances(of_validation) > 1).sum())
+    lines.append(f"abstains beyond {abstention.tensors['limit'][0]:.2f} usual distances; {flagged} validation images")
+    return lines
+
+
+def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, rule: str, method: str) -> list[str]:
+    """Calibrate the predictor's model and choose its threshold by what was said of rows that were not trained on.
+
+    logits: (images, classes) of the rows; where: which rows they are, in words. Returns what was decided, a line each.
+    """
+    truth, groups, config = np.asarray(rows["label"]), list(rows["group"]), predictor.model.config
     calibration = fit_calibration(logits, truth, method)
     calibration.fold_into(predictor.model)
     before, after = (softmax(each, axis=1) for each in (logits, calibration.apply(logits)))
-    predictor.model.config.calibration = calibration.to_dict()
-    lines = [_calibration_line(calibration, calibration_error(before, truth), calibration_error(after, truth))]
-
+    config.calibration = calibration.to_dict()
+    errors = (calibration_error(each, truth) for each in (before, after))
+    lines = [_calibration_line(calibration, where, *errors)]
     if len(predictor.labels) == 2:
-        scores, groups = after[:, 1], list(validation["group"])
-        threshold = choose_threshold(scores, truth == 1, rule)
+        scores, fixed = after[:, 1], check_rule(rule)[0] == "fixed"
+        config.threshold = choose_threshold(scores, truth == 1, rule)
         ci95 = threshold_interval(scores, truth == 1, groups, rule)
-        predictor.model.config.threshold = threshold
-        fixed = check_rule(rule)[0] == "fixed"
-        predictor.model.config.threshold_origin = {
+        config.threshold_origin = {
             "rule": "fixed" if fixed else rule,
-            "data": "recipe" if fixed else f"validation part, {len(truth)} images in {len(set(groups))} groups",
+            "data": "recipe" if fixed else f"{where}, {len(truth)} images in {len(set(groups))} groups",
             "date": date.today().isoformat(),
             "ci95": ci95,
         }
         spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
-        chosen = "fixed in the recipe" if fixed else f"by {rule} on the validation part{spread}"
-        lines.append(f"threshold {threshold:.3f} {chosen}")
+        chosen = "fixed in the recipe" if fixed else f"by {rule} on the {where}{spread}"
+        lines.append(f"threshold {config.threshold:.3f} {chosen}")
+    return lines
 
-    abstention = fit_abstention(predictor, train, of_validation)
+
+def save(predictor: Predictor, abstention: Abstention, folder: Path) -> None:
+    """Write config.json, model.safetensors and abstention.safetensors."""
     logging.disable_progress_bar()
     predictor.model.save_pretrained(folder)
     save_file(abstention.tensors, folder / FILE)
-    flagged = int((abstention.distances(of_validation) > 1).sum())
-    lines.append(f"abstains beyond {abstention.tensors['limit'][0]:.2f} usual distances; {flagged} validation images")
-    return lines
 
 
 def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.ndarray]) -> Abstention:
@@ -80,8 +91,8 @@ def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.nd
     return np.concatenate(logits), [np.concatenate(stage) for stage in zip(*features, strict=True)]
 
 
-def _calibration_line(calibration, before: float, after: float) -> str:
+def _calibration_line(calibration: Calibration, where: str, before: float, after: float) -> str:
     if calibration.method == "none":
         return f"not calibrated: {calibration.reason}"
     by = f"temperature {1 / calibration.scale[0]:.2f}" if calibration.method == "temperature" else "vector scaling"
-    return f"calibrated by {by}; calibration error on the validation part {before:.3f} -> {after:.3f}"
+    return f"calibrated by {by}; calibration error on the {where} {before:.3f} -> {after:.3f}"

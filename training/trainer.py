@@ -23,8 +23,8 @@ from transformers import (
 
 from space.errors import InputError
 from training.arguments import ModelArguments, TrainingArguments
-from training.averaging import average_weights
 from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
+from training.ema import average_weights
 from training.examples import EpochSampler, Examples, RowGroups
 from training.features import PIECE, Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix

@@ -1,0 +1,142 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+
+from space.errors import InputError
+from space.predictor import Predictor
+from tests.fits import distance, weights
+from training import average, evaluate
+from training.evaluate import select_rows
+from training.measure import predict_rows
+from training.sources import UNLABELLED, load_data
+from training.stages import head_of
+
+
+def change_split(folder, parts: dict[str, str]) -> pd.DataFrame:
+    split = pd.read_csv(folder / "split.csv", dtype=str)
+    split.assign(split=split["split"].map(parts)).to_csv(folder / "split.csv", index=False)
+    return split
+
+
+def change_recipe(folder, **settings) -> None:
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) | settings
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def know(folder, rows) -> None:
+    """Give a network a head that tells the labelled rows apart."""
+    predictor = Predictor(folder)
+    rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) != UNLABELLED))
+    images = [image.convert("RGB") for image in rows["image"]]
+    pixels = predictor.processor(images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        features = predictor.model.eval().base_model(pixels).pooler_output.flatten(1).numpy()
+    found = LogisticRegression(C=1e4, max_iter=2000).fit(features, rows["label"])
+    head, odds = head_of(predictor.model)[-1], torch.tensor([[-0.5], [0.5]])
+    with torch.no_grad():
+        head.weight.copy_(odds * torch.from_numpy(found.coef_))
+        head.bias.copy_(odds[:, 0] * float(found.intercept_[0]))
+    predictor.model.save_pretrained(folder)
+
+
+@pytest.fixture
+def folds(small_model, small_home, tmp_path):
+    """Two folders of one recipe whose weights lie near each other, with other test parts."""
+    one = shutil.copytree(small_model, tmp_path / "fold-0")
+    know(one, load_data(small_home))
+    two = shutil.copytree(one, tmp_path / "fold-1")
+    change_split(two, {"test": "train", "validation": "test", "train": "validation"})
+    change_recipe(two, fold=1, output_dir=str(two), seed=7)
+    generator = torch.Generator().manual_seed(0)
+    near = {
+        name: value * (1 + 0.01 * torch.randn(value.shape, generator=generator)) if value.is_floating_point() else value
+        for name, value in weights(two).items()
+    }
+    save_file(near, two / "model.safetensors", {"format": "pt"})
+    return one, two
+
+
+def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(folds, small_home, capsys):
+    mean = folds[0].parent / "mean"
+    before = {path: path.read_bytes() for path in folds[0].rglob("*") if path.is_file()}
+    command = [*map(str, folds), "--data", str(small_home), "--output", str(mean)]
+    average.main(command)
+    assert before == {path: path.read_bytes() for path in folds[0].rglob("*") if path.is_file()}
+    assert sorted(path.name for path in mean.parent.iterdir()) == ["fold-0", "fold-1", "mean"]
+    one, two, made = map(weights, (*folds, mean))
+    assert distance(made, {name: (one[name].double() + two[name].double()) / 2 for name in one}) < 1e-6
+
+    split = pd.read_csv(mean / "split.csv")
+    assert set(split["split"]) == {"train"}
+    assert sorted(split["path"]) == sorted(pd.read_csv(folds[0] / "split.csv")["path"])
+    judged = pd.read_csv(mean / "eval" / "folds.csv").set_index("path")["probability_sick"]
+    for folder in folds:
+        own = select_rows(load_data(small_home), folder, "test", None)
+        told = predict_rows(Predictor(folder), own).set_index("path")["probability_sick"]
+        assert np.allclose(judged[told.index], told, atol=2e-6)
+    config = json.loads((mean / "config.json").read_text())
+    assert config["threshold_origin"]["data"].startswith(f"test parts of the 2 folds, {len(judged)} images in ")
+
+    for file, told in ((mean / "README.md", "The mean of the weights of 2 models"), (mean / "report.html", "2 models")):
+        assert told in file.read_text()
+        assert "that was not trained on its patient" in file.read_text()
+    evaluate.main([str(mean), "--data", str(small_home), "--name", "again"])
+    told = pd.read_csv(mean / "eval" / "again.csv")
+    assert f"{len(split)} of these {len(told)} images were trained on" in capsys.readouterr().out
+    with pytest.raises(InputError, match="mean exists; choose another --output"):
+        average.main(command)
+
+
+def of_another_recipe(folder):
+    change_recipe(folder, image_size=32)
+
+
+def of_the_same_fold(folder):
+    change_split(folder, {"train": "train", "validation": "validation", "test": "train"})
+    change_split(folder, {"train": "test", "validation": "validation"})
+
+
+def from_another_start(folder):
+    """The same answers from other weights: the channels of the last stage in another order."""
+    state = weights(folder)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(1))
+    for name, value in state.items():
+        if re.search(r"stages\.2\.layers\.0\.(shortcut|layer\.1)\.", name) and value.ndim:
+            state[name] = value[order].contiguous()
+    state["classifier.1.weight"] = state["classifier.1.weight"][:, order].contiguous()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def no_model(folder):
+    (folder / "recipe.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (of_another_recipe, "fold-1: found image_size: 32 where .*fold-0 has 64; expected folds of one recipe"),
+        (of_the_same_fold, "images stand in the test part of two folders"),
+        (from_another_start, "the mean of these weights has a loss of .*give folds that were trained from one model"),
+        (no_model, "fold-1: found no model folder"),
+        (shutil.rmtree, "fold-1: found no model folder"),
+    ],
+)
+def test_what_has_no_mean_is_refused_and_nothing_is_left(folds, small_home, spoil, message):
+    spoil(folds[1])
+    there = sorted(folds[0].parent.iterdir())
+    with pytest.raises(InputError, match=message):
+        average.main([*map(str, folds), "--data", str(small_home), "--output", str(folds[0].parent / "mean")])
+    assert sorted(folds[0].parent.iterdir()) == there
+
+
+def test_one_folder_has_no_mean(folds, small_home):
+    with pytest.raises(InputError, match="found one model folder; expected those of several folds"):
+        average.main([str(folds[0]), "--data", str(small_home), "--output", str(folds[0].parent / "mean")])

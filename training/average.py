@@ -1,0 +1,152 @@
+"""The verb average: from the model folders of a cross-validation the one to use, by the mean of their weights.
+
+    chest-opacity average models/fold-[0-4] --data FOLDER --output models/mean
+
+Networks that were trained from one start can be averaged, weight by weight, into a network like any other that does
+better than most of them, above all on images from elsewhere (Wortsman et al., Model soups, ICML 2022). This one has
+learned from all images, so none are left to measure it on. What stands in its folder as the evaluation `folds` is what
+each of the networks said of its own test part; calibration and threshold are taken from the same answers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_file
+from scipy.special import log_softmax
+
+from space.errors import InputError
+from space.predictor import Predictor
+from training.calibration import Calibration
+from training.card import write_card
+from training.cli import Parser, run
+from training.evaluate import report, rows_of_folds, select_rows, with_pixels
+from training.measure import measure
+from training.outputs import new_folder, refuse_existing
+from training.report import write_report
+from training.settle import decide, fit_abstention, look_at, save
+from training.sources import load_data
+
+NAME = "folds"  # of the evaluation
+MOST_LOSS = 1.1  # of the mean on images it was trained on, for 1 of the networks on others
+OWN = ("fold", "test_site", "seed", "output_dir")  # what may differ between the recipes
+TAKEN = ("config.json", "preprocessor_config.json", "recipe.yaml", "*.py", "eval/audit.json")
+
+
+def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str], dict]:
+    """Make the model folder `output`; return what was decided, a line each, and the evaluation of the folds.
+
+    folders: of one recipe with other test parts, all trained from one start. data: what they were trained with. Raises
+    InputError when they are not, or when their mean is worse on images it was trained on than they are on others.
+    """
+    recipe = _recipe_of_all(folders)
+    labels = Predictor(folders[0]).labels
+    parts = rows_of_folds(folders, select_rows(load_data(data, labels), folders[0], None, recipe["sites"]))
+    rows = concatenate_datasets(parts)
+    looked = [look_at(Predictor(folder), part)[0] for folder, part in zip(folders, parts, strict=True)]
+    logits = np.concatenate(looked)
+
+    with new_folder(output) as work:
+        for pattern in TAKEN:
+            for file in folders[0].glob(pattern):
+                (work / file.relative_to(folders[0])).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, work / file.relative_to(folders[0]))
+        predictor = Predictor(folders[0])
+        predictor.model.load_state_dict(mean_weights([load_file(folder / "model.safetensors") for folder in folders]))
+        where = f"test parts of the {len(folders)} folds"
+        lines = decide(predictor, logits, rows, where, recipe["threshold"], recipe["calibrate"])
+        _require_as_good(predictor, rows, logits)
+        held, rest = parts[0], concatenate_datasets(parts[1:])  # what the distances are measured of and from
+        save(predictor, fit_abstention(predictor, rest, look_at(predictor, held)[1]), work)
+        _write_split(folders, work)
+        _write_history(folders, work, output.name)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            first = Path(shutil.copytree(folders[0], Path(scratch) / folders[0].name))
+            others = list(zip(folders[1:], parts[1:], strict=True))
+            result = measure(first, with_pixels(parts[0]), NAME, folds=others)
+            for file in (first / "eval").glob(f"{NAME}[._]*"):
+                shutil.copy(file, work / "eval" / file.name)
+        write_card(work)
+        write_report(work)
+    return lines, result
+
+
+def mean_weights(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each weight, and of the statistics of batch norm; counts are those of the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in states[0].items()
+    }
+
+
+def _recipe_of_all(folders: Sequence[Path]) -> dict:
+    if len(folders) < 2:
+        raise InputError("found one model folder; expected those of several folds")
+    recipes = []
+    for folder in folders:
+        if not (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder}: found no model folder (recipe.yaml is missing)")
+        recipes.append(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    first = recipes[0]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        for key in first | recipe:
+            if key not in OWN and first.get(key) != recipe.get(key):
+                raise InputError(
+                    f"{folder}: found {key}: {recipe.get(key)} where {folders[0]} has {first.get(key)}; expected folds "
+                    "of one recipe"
+                )
+    return first
+
+
+def _require_as_good(predictor: Predictor, rows: Dataset, others: np.ndarray) -> None:
+    """Raise InputError when the mean is no network, as of weights that were not trained from one start."""
+    truth = np.asarray(rows["label"])
+    calibration = Calibration.from_dict(predictor.model.config.calibration)
+    here, there = (
+        -log_softmax(each, axis=1)[np.arange(len(truth)), truth].mean()
+        for each in (look_at(predictor, rows)[0], calibration.apply(others))
+    )
+    if here > MOST_LOSS * there:
+        raise InputError(
+            f"the mean of these weights has a loss of {here:.3f} on images that it was trained on, where the networks "
+            f"have {there:.3f} on others: give folds that were trained from one model, as with the key pretrain"
+        )
+
+
+def _write_split(folders: Sequence[Path], work: Path) -> None:
+    tables = [pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False) for folder in folders]
+    split = pd.concat(tables).drop_duplicates("path").assign(split="train").sort_values("path")
+    split.to_csv(work / "split.csv", index=False, lineterminator="\n")
+
+
+def _write_history(folders: Sequence[Path], work: Path, name: str) -> None:
+    told = [json.loads((folder / "eval" / "training.json").read_text()) for folder in folders]
+    told[0] |= {"name": name, "averaged": len(told), "seconds": sum(each["seconds"] for each in told)}
+    (work / "eval" / "training.json").write_text(json.dumps(told[0], indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="chest-opacity average", description="Make one model folder of those of a cross-validation.")
+    parser.add_argument("models", metavar="MODEL", type=Path, nargs="+", help="the model folders of all folds")
+    parser.add_argument("--data", required=True, help="what they were trained with")
+    parser.add_argument("--output", type=Path, required=True, help="the model folder to make")
+    args = parser.parse_args(argv)
+    refuse_existing(args.output, "choose another --output")
+    lines, result = average(args.models, args.data, args.output)
+    print("\n".join([*lines, "", report(result)]))
+    print(f"\nmodel folder: {args.output}; measure it on images from elsewhere with chest-opacity evaluate")
+
+
+if __name__ == "__main__":
+    run(main)
