@@ -41,7 +41,7 @@ def gather(folder: Path) -> dict:
     training, audit = (
         json.loads((folder / "eval" / f"{name}.json").read_text()) for name in sorted(MADE, reverse=True)
     )
-    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem != "test", file.stem))
+    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in {"test", "folds"}, file.stem))
     evaluations = [json.loads(file.read_text()) for file in files if is_evaluation(file.stem)]
     exports = [json.loads(file.read_text()) for file in files if file.stem.startswith(EXPORT)]
     labels = labels_of(folder)
@@ -136,6 +136,7 @@ def _parts(split: pd.DataFrame, labels: list[str]) -> list[dict]:
         }
         for part in ("train", "validation", "test")
         for rows in [split[split["split"] == part]]
+        if len(rows)
     ]
 
 
