@@ -39,6 +39,7 @@ from training.sources import load_data
 NAME = "folds"  # of the evaluation
 MOST_LOSS = 1.1  # of the mean on images it was trained on, for 1 of the networks on others
 OWN = ("fold", "test_site", "seed", "output_dir")  # what may differ between the recipes
+NEEDED = ("recipe.yaml", "split.csv", "model.safetensors", "eval/training.json")
 TAKEN = ("config.json", "preprocessor_config.json", "recipe.yaml", "*.py", "eval/audit.json")
 
 
@@ -52,8 +53,8 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     labels = Predictor(folders[0]).labels
     parts = rows_of_folds(folders, select_rows(load_data(data, labels), folders[0], None, recipe["sites"]))
     rows = concatenate_datasets(parts)
-    looked = [look_at(Predictor(folder), part)[0] for folder, part in zip(folders, parts, strict=True)]
-    logits = np.concatenate(looked)
+    judged = zip(folders, parts, strict=True)
+    logits = np.concatenate([look_at(Predictor(folder), part)[0] for folder, part in judged])
 
     with new_folder(output) as work:
         for pattern in TAKEN:
@@ -95,8 +96,8 @@ def _recipe_of_all(folders: Sequence[Path]) -> dict:
         raise InputError("found one model folder; expected those of several folds")
     recipes = []
     for folder in folders:
-        if not (folder / "recipe.yaml").is_file():
-            raise InputError(f"{folder}: found no model folder (recipe.yaml is missing)")
+        if missing := [name for name in NEEDED if not (folder / name).is_file()]:
+            raise InputError(f"{folder}: found no model folder ({missing[0]} is missing)")
         recipes.append(yaml.safe_load((folder / "recipe.yaml").read_text()))
     first = recipes[0]
     for folder, recipe in zip(folders, recipes, strict=True):

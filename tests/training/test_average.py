@@ -116,7 +116,7 @@ def from_another_start(folder):
 
 
 def no_model(folder):
-    (folder / "recipe.yaml").unlink()
+    (folder / "split.csv").unlink()
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def no_model(folder):
         (of_another_recipe, "fold-1: found image_size: 32 where .*fold-0 has 64; expected folds of one recipe"),
         (of_the_same_fold, "images stand in the test part of two folders"),
         (from_another_start, "the mean of these weights has a loss of .*give folds that were trained from one model"),
-        (no_model, "fold-1: found no model folder"),
-        (shutil.rmtree, "fold-1: found no model folder"),
+        (no_model, r"fold-1: found no model folder \(split.csv is missing"),
+        (shutil.rmtree, r"fold-1: found no model folder \(recipe.yaml is missing"),
     ],
 )
 def test_what_has_no_mean_is_refused_and_nothing_is_left(folds, small_home, spoil, message):
