@@ -30,6 +30,7 @@ TITLES = {
 }
 MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
 EXPORT = "export_"  # and those that begin so, of what was exported of it
+MOST_SUBGROUPS = 20  # of a column (sites, findings) that are told apart where people read
 WATTS = {"cpu": 100, "cuda": 400}  # assumed for each process with what is around it; others count as a processor
 GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Global energy & CO2 status report 2019)
 
@@ -60,6 +61,7 @@ def gather(folder: Path) -> dict:
         "exports": exports,
         "titles": TITLES,
         "figure": _figure,
+        "most_subgroups": MOST_SUBGROUPS,
         "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
         "watts": WATTS.get(training["device"], WATTS["cpu"]),
         "grams_per_kwh": GRAMS_PER_KWH,

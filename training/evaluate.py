@@ -19,7 +19,7 @@ from datasets import Dataset
 from space.errors import InputError
 from space.predictor import Predictor
 from space.saliency import METHODS
-from training.card import EXPORT, MADE, is_evaluation, write_card
+from training.card import EXPORT, MADE, MOST_SUBGROUPS, is_evaluation, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
 from training.hub import model_folder
@@ -69,6 +69,9 @@ def report(result: dict) -> str:
     lines = [f"{result['name']}: {result['n']} images in {result['groups']} groups", "", classification_tables(result)]
     lines.append(f"\n{cases['n']} clips or patients: {in_words(cases, ('accuracy', 'roc_auc'))}")
     for column, values in result["subgroups"].items():
+        if len(values) > MOST_SUBGROUPS:
+            lines.append(f"{column}: {len(values)} of them, in eval/{result['name']}.json")
+            continue
         lines += [
             f"{column} {value}, {told['n']} images: {in_words(told, ('accuracy', 'roc_auc'))}"
             for value, told in values.items()

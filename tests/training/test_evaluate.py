@@ -117,6 +117,15 @@ def test_figures_at_a_prevalence_against_another_model_and_of_another_method(mod
     assert "DeLong's test of the AUCs, over groups: p = 1" in printed
 
 
+def test_of_very_many_sites_only_their_number_is_printed(model):
+    result = json.loads((model / "eval" / "test.json").read_text())
+    some, many = ({f"S{number:02d}": result["cases"] for number in range(count)} for count in (20, 21))
+    assert evaluate.report(result | {"subgroups": {"site": some}}).count("site S") == 20
+    told = evaluate.report(result | {"subgroups": {"site": many}})
+    assert "site: 21 of them, in eval/test.json" in told
+    assert "site S" not in told
+
+
 def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path):
     """Two folders with other test parts: the rows of each are judged by itself."""
     other = shutil.copytree(model, tmp_path / "other")
