@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import datasets
 from datasets import Dataset, Features, Image, Value
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.errors import HTTPError
@@ -31,8 +31,8 @@ def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Data
             parts = found if isinstance(found, dict) else {options["split"]: found}
     except InputError:
         raise
-    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+    except (DatasetGenerationError, HTTPError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
     return datasets.concatenate_datasets([_hub_rows(part, place, name, labelled) for name, part in parts.items()])
