@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from space.card import HOME
 from training.model import labels_of
 from training.outputs import new_file
 
@@ -42,7 +43,7 @@ def gather(folder: Path) -> dict:
     training, audit = (
         json.loads((folder / "eval" / f"{name}.json").read_text()) for name in sorted(MADE, reverse=True)
     )
-    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in {"test", "folds"}, file.stem))
+    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in HOME, file.stem))
     evaluations = [json.loads(file.read_text()) for file in files if is_evaluation(file.stem)]
     exports = [json.loads(file.read_text()) for file in files if file.stem.startswith(EXPORT)]
     labels = labels_of(folder)

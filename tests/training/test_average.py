@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
+from space.card import Card
 from space.errors import InputError
 from space.predictor import Predictor
 from tests.fits import distance, weights
@@ -88,6 +89,7 @@ def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(folds, sm
     for file, told in ((mean / "README.md", "The mean of the weights of 2 models"), (mean / "report.html", "2 models")):
         assert told in file.read_text()
         assert "that was not trained on its patient" in file.read_text()
+    assert [(each.name, each.at_home) for each in Card(mean).figures()] == [("folds", True)]
     evaluate.main([str(mean), "--data", str(small_home), "--name", "again"])
     told = pd.read_csv(mean / "eval" / "again.csv")
     assert f"{len(split)} of these {len(told)} images were trained on" in capsys.readouterr().out
