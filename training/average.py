@@ -2,10 +2,10 @@
 
     chest-opacity average models/fold-[0-4] --data FOLDER --output models/mean
 
-Networks that were trained from one start can be averaged, weight by weight, into a network like any other that does
-better than most of them, above all on images from elsewhere (Wortsman et al., Model soups, ICML 2022). This one has
-learned from all images, so none are left to measure it on. What stands in its folder as the evaluation `folds` is what
-each of the networks said of its own test part; calibration and threshold are taken from the same answers.
+Networks that were trained from one start can be averaged, weight by weight, into a network like any other, which
+holds up better on images from elsewhere than they do (Wortsman et al., Model soups, ICML 2022). This one has learned
+from all images, so none are left to measure it on. What stands in its folder as the evaluation `folds` is what each
+of the networks said of its own test part; calibration and threshold are taken from the same answers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
-from datasets import Dataset, concatenate_datasets
-from safetensors.torch import load_file
+from datasets import concatenate_datasets
 from scipy.special import log_softmax
+from torch.optim.swa_utils import AveragedModel
 
+from space.abstention import Abstention
 from space.errors import InputError
 from space.predictor import Predictor
 from training.calibration import Calibration
@@ -33,7 +33,7 @@ from training.evaluate import report, rows_of_folds, select_rows, with_pixels
 from training.measure import measure
 from training.outputs import new_folder, refuse_existing
 from training.report import write_report
-from training.settle import decide, fit_abstention, look_at, save
+from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
 
 NAME = "folds"  # of the evaluation
@@ -50,28 +50,32 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     InputError when they are not, or when their mean is worse on images it was trained on than they are on others.
     """
     recipe = _recipe_of_all(folders)
-    labels = Predictor(folders[0]).labels
-    parts = rows_of_folds(folders, select_rows(load_data(data, labels), folders[0], None, recipe["sites"]))
+    predictors = [Predictor(folder) for folder in folders]
+    predictor = predictors[0]
+    parts = rows_of_folds(folders, select_rows(load_data(data, predictor.labels), folders[0], None, recipe["sites"]))
     rows = concatenate_datasets(parts)
-    judged = zip(folders, parts, strict=True)
-    logits = np.concatenate([look_at(Predictor(folder), part)[0] for folder, part in judged])
+    logits = np.concatenate([look_at(each, part)[0] for each, part in zip(predictors, parts, strict=True)])
+    mean = AveragedModel(predictor.model, use_buffers=True)
+    for each in predictors:
+        mean.update_parameters(each.model)
+    predictor.model.load_state_dict(mean.module.state_dict())
 
     with new_folder(output) as work:
-        for pattern in TAKEN:
-            for file in folders[0].glob(pattern):
-                (work / file.relative_to(folders[0])).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, work / file.relative_to(folders[0]))
-        predictor = Predictor(folders[0])
-        predictor.model.load_state_dict(mean_weights([load_file(folder / "model.safetensors") for folder in folders]))
+        for file in [found for pattern in TAKEN for found in folders[0].glob(pattern)]:
+            copy = work / file.relative_to(folders[0])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
         where = f"test parts of the {len(folders)} folds"
         lines = decide(predictor, logits, rows, where, recipe["threshold"], recipe["calibrate"])
-        _require_as_good(predictor, rows, logits)
-        held, rest = parts[0], concatenate_datasets(parts[1:])  # what the distances are measured of and from
-        save(predictor, fit_abstention(predictor, rest, look_at(predictor, held)[1]), work)
+        seen, features = look_at(predictor, rows)
+        _require_as_good(predictor, np.asarray(rows["label"]), seen, logits)
+        held = len(parts[0])  # images whose distances from the others tell what is usual
+        rest = held + evenly(len(rows) - held)
+        save(predictor, Abstention.fit([each[rest] for each in features], [each[:held] for each in features]), work)
         _write_split(folders, work)
         _write_history(folders, work, output.name)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-            first = Path(shutil.copytree(folders[0], Path(scratch) / folders[0].name))
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
+            first = shutil.copytree(folders[0], Path(scratch) / "first")
             others = list(zip(folders[1:], parts[1:], strict=True))
             result = measure(first, with_pixels(parts[0]), NAME, folds=others)
             for file in (first / "eval").glob(f"{NAME}[._]*"):
@@ -81,42 +85,32 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     return lines, result
 
 
-def mean_weights(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each weight, and of the statistics of batch norm; counts are those of the first."""
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[0].items()
-    }
-
-
 def _recipe_of_all(folders: Sequence[Path]) -> dict:
     if len(folders) < 2:
         raise InputError("found one model folder; expected those of several folds")
-    recipes = []
+    first = {}
     for folder in folders:
         if missing := [name for name in NEEDED if not (folder / name).is_file()]:
             raise InputError(f"{folder}: found no model folder ({missing[0]} is missing)")
-        recipes.append(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    first = recipes[0]
-    for folder, recipe in zip(folders, recipes, strict=True):
-        for key in first | recipe:
-            if key not in OWN and first.get(key) != recipe.get(key):
-                raise InputError(
-                    f"{folder}: found {key}: {recipe.get(key)} where {folders[0]} has {first.get(key)}; expected folds "
-                    "of one recipe"
-                )
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        first = first or recipe
+        if differs := [key for key in first | recipe if key not in OWN and first.get(key) != recipe.get(key)]:
+            key = differs[0]
+            raise InputError(
+                f"{folder}: found {key}: {recipe.get(key)} where {folders[0]} has {first.get(key)}; expected folds of "
+                "one recipe"
+            )
     return first
 
 
-def _require_as_good(predictor: Predictor, rows: Dataset, others: np.ndarray) -> None:
-    """Raise InputError when the mean is no network, as of weights that were not trained from one start."""
-    truth = np.asarray(rows["label"])
+def _require_as_good(predictor: Predictor, truth: np.ndarray, seen: np.ndarray, others: np.ndarray) -> None:
+    """Raise InputError when the mean is no network, as of weights that were not trained from one start.
+
+    seen, others: logits (images, classes), of the mean, and of the networks before they were calibrated together.
+    """
     calibration = Calibration.from_dict(predictor.model.config.calibration)
     here, there = (
-        -log_softmax(each, axis=1)[np.arange(len(truth)), truth].mean()
-        for each in (look_at(predictor, rows)[0], calibration.apply(others))
+        -log_softmax(each, axis=1)[np.arange(len(truth)), truth].mean() for each in (seen, calibration.apply(others))
     )
     if here > MOST_LOSS * there:
         raise InputError(

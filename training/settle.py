@@ -75,8 +75,12 @@ def save(predictor: Predictor, abstention: Abstention, folder: Path) -> None:
 
 def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.ndarray]) -> Abstention:
     """When to abstain, from training images and the stage features of the validation part."""
-    every = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST)).astype(int))
-    return Abstention.fit(look_at(predictor, train.select(every))[1], of_validation)
+    return Abstention.fit(look_at(predictor, train.select(evenly(len(train))))[1], of_validation)
+
+
+def evenly(count: int) -> np.ndarray:
+    """Indices of at most MOST of so many images, evenly over them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST)).astype(int))
 
 
 def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -1,19 +1,10 @@
-import re
-import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from space.errors import InputError
-from tests.images import speckle, write_table
-from training.arguments import DataArguments
-from training.prepare import prepare
-from training.sources import load_data
-from training.split import PARTS, assign_parts, oversample, split, undersample
+from training.split import PARTS, assign_parts, oversample, undersample
 
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.16}
 
@@ -31,10 +22,6 @@ def frames(sizes):
 
 def counts(labels, parts):
     return {part: Counter(label for label, p in zip(labels, parts, strict=True) if p == part) for part in PARTS}
-
-
-def sizes_of(parts):
-    return {name: np.bincount(rows["label"], minlength=2).tolist() for name, rows in parts.items()}
 
 
 @given(units_with_labels, st.integers(0, 3))
@@ -133,182 +120,3 @@ def test_oversampling_repeats_the_rarer_class_as_evenly_as_can_be():
     repeats = Counter(index for index in taken if labels[index] == 1)
     assert set(repeats.values()) == {2, 3}
     assert set(taken) == set(range(50))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """24 patients at three sites with 3 images each, one class rarer, and a given split."""
-    folder, rows = tmp_path_factory.mktemp("clips"), []
-    for patient in range(24):
-        for frame in range(3):
-            name, label = f"{patient}-{frame}.png", "sick" if patient % 3 == 0 else "normal"
-            Image.fromarray(speckle(patient * 10 + frame)).save(folder / name)
-            part = "test" if patient % 8 == 0 or patient % 8 == 1 else "train"
-            rows.append([name, label, f"p{patient}", "ABC"[patient // 8], part])
-    write_table(folder / "metadata.csv", ["file_name", "label", "group", "site", "split"], *rows)
-    return folder
-
-
-def test_by_image_the_phantom_gives_the_counts_of_the_study_and_leaks(demo):
-    """By group the whole way of test_demo.py does."""
-    data = prepare(
-        DataArguments(
-            "phantom", sites=["A"], balance="undersample", balance_scope="all", per_class=350, split_by="image"
-        )
-    )
-    assert np.bincount(data.home["label"]).tolist() == [364, 351]
-    assert len(data.parts.pop("unlabelled")) == 50
-    assert sizes_of(data.parts) == {
-        "train": [224, 224],
-        "validation": [70, 70],
-        "test": [56, 56],
-        "external": [112, 112],
-    }
-    assert data.deviation == "the wanted shares are met to less than one image"
-    assert set(data.parts["train"]["group"]) & set(data.parts["test"]["group"])
-    assert "groups stand in more than one part" in data.leaks[0]
-
-
-@pytest.fixture(scope="module")
-def plain(clips):
-    return prepare(DataArguments(str(clips)))
-
-
-def test_balance_touches_the_train_part_alone_unless_all_is_asked_for(clips, plain):
-    under = prepare(DataArguments(str(clips), balance="undersample")).parts
-    over = prepare(DataArguments(str(clips), balance="oversample")).parts
-    before = sizes_of(plain.parts)
-    assert sizes_of(under) == before | {"train": [min(before["train"])] * 2}
-    assert sizes_of(over) == before | {"train": [max(before["train"])] * 2}
-    assert list(under["test"]["path"]) == list(over["test"]["path"]) == list(plain.parts["test"]["path"])
-    all_ = sizes_of(prepare(DataArguments(str(clips), balance="undersample", balance_scope="all")).parts)
-    assert np.sum(list(all_.values()), axis=0).tolist() == [24, 24]
-
-
-def test_folds_are_a_partition_by_group_and_every_one_is_the_test_part_once(plain):
-    tested = []
-    for fold in range(4):
-        parts = split(plain.home, DataArguments("clips", folds=4, fold=fold))
-        tested += parts["test"]["path"]
-        groups = [set(parts[part]["group"]) for part in PARTS]
-        assert not any(groups[a] & groups[b] for a, b in ((0, 1), (0, 2), (1, 2)))
-    assert sorted(tested) == sorted(plain.home["path"])
-
-
-def test_one_site_left_out_is_the_whole_test_part(plain):
-    parts = split(plain.home, DataArguments("clips", test_site="B"))
-    assert set(parts["test"]["site"]) == {"B"}
-    assert len(parts["test"]) == 24
-    assert set(parts["train"]["site"]) | set(parts["validation"]["site"]) == {"A", "C"}
-
-
-def test_a_given_split_is_kept_and_a_validation_part_is_taken_from_train(plain):
-    parts = split(plain.home, DataArguments("clips", split_by="column"))
-    assert set(parts["test"]["split"]) == {"test"}
-    assert set(parts["train"]["split"]) == set(parts["validation"]["split"]) == {"train"}
-    assert len(parts["test"]) == plain.home["split"][:].count("test")
-    assert not set(parts["validation"]["group"]) & set(parts["train"]["group"])
-
-
-def test_how_far_the_parts_are_from_what_was_wanted_is_told(plain):
-    assert re.fullmatch(
-        r"furthest from the wanted shares: \w+ of the \w+ part, [+-]\d images from \d+", plain.deviation
-    )
-
-
-def test_a_given_split_that_leaks_stops_the_run_unless_that_is_allowed(plain, clips, tmp_path):
-    home, names = plain.home, ("normal", "sick")
-    table = [
-        [str(clips / path), names[label], group, "test" if path.endswith("-0.png") else "train"]
-        for path, label, group in zip(home["path"], home["label"], home["group"], strict=True)
-    ]
-    write_table(tmp_path / "list.csv", ["path", "label", "group", "split"], *table)
-    args = {"data": str(tmp_path / "list.csv"), "split_by": "column"}
-    with pytest.raises(InputError, match=r"24 groups stand in more than one part.*go on all the same with --strict"):
-        prepare(DataArguments(**args))
-    allowed = prepare(DataArguments(**args, strict=False))
-    assert len(allowed.leaks) == 1
-    assert allowed.deviation == "the parts are as given"
-
-
-@given(st.data())
-@settings(max_examples=3, deadline=None)
-def test_copies_across_groups_are_never_in_two_parts(clips, tmp_path_factory, data):
-    """Copies of some images, made smaller and re-encoded and filed under other patients, stay with the originals."""
-    folder = tmp_path_factory.mktemp("copies")
-    rows = load_data(clips)
-    table = [
-        [str(clips / path), ("normal", "sick")[label], group]
-        for path, label, group in zip(rows["path"], rows["label"], rows["group"], strict=True)
-    ]
-    originals = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8, unique=True))
-    for number, index in enumerate(originals):
-        Image.fromarray(np.asarray(rows[index]["image"])).resize((128, 96)).save(folder / f"{number}.jpg", quality=60)
-        table.append([f"{number}.jpg", table[index][1], f"other-{number}"])
-    write_table(folder / "list.csv", ["path", "label", "group"], *table)
-    prepared = prepare(DataArguments(str(folder / "list.csv"), split_seed=data.draw(st.integers(0, 9))))
-    part_of = {path: part for part in PARTS for path in prepared.parts[part]["path"]}
-    for number, index in enumerate(originals):
-        assert part_of[f"{number}.jpg"] == part_of[table[index][0]]
-    assert not prepared.leaks
-
-
-def test_a_copy_at_the_other_site_stops_the_run(clips, tmp_path):
-    for name in ("normal", "sick"):
-        (tmp_path / "away" / name).mkdir(parents=True)
-    Image.open(clips / "1-0.png").save(tmp_path / "away" / "normal" / "theirs.jpg", quality=80)
-    Image.fromarray(speckle(5000)).save(tmp_path / "away" / "sick" / "other.png")
-    args = {"data": str(clips), "external": str(tmp_path / "away")}
-    with pytest.raises(InputError, match=r"1 pairs of near copies stand in different parts, 1-0.png \(\w+\) and "):
-        prepare(DataArguments(**args))
-    assert len(prepare(DataArguments(**args, strict=False)).parts["external"]) == 2
-
-
-def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_is_measured(clips, plain, tmp_path):
-    for name in ("normal", "sick"):
-        (tmp_path / "more" / name).mkdir(parents=True)
-        Image.fromarray(speckle(5000 + len(name))).save(tmp_path / "more" / name / "1.png")
-    args = {"data": str(clips), "also": str(tmp_path / "more")}
-    prepared = prepare(DataArguments(**args))
-    assert sizes_of(prepared.parts) == sizes_of(plain.parts) | {"also": [1, 1]}
-    assert len(prepared.home) == len(plain.home)
-    shutil.copy(clips / plain.parts["test"][0]["path"], tmp_path / "more" / "normal" / "2.png")
-    with pytest.raises(InputError, match=r"1 pairs of exact copies stand in different parts, .* \(test\) and .*train"):
-        prepare(DataArguments(**args))
-    with pytest.raises(InputError, match="is given twice"):
-        prepare(DataArguments(**args, external=args["also"]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sites": ["D"]}, "found no site D; the sites are A, B, C"),
-        ({"labels": ["normal", "covid", "sick"]}, "found images of normal, sick only, expected normal, covid, sick"),
-        ({"balance": "oversample", "balance_scope": "all"}, "would put copies into two parts; use train"),
-    ],
-)
-def test_a_choice_that_the_data_does_not_offer_is_refused(clips, settings, message):
-    with pytest.raises(InputError, match=message):
-        prepare(DataArguments(str(clips), **settings))
-
-
-def test_folds_and_columns_that_are_not_there_are_refused(plain):
-    with pytest.raises(InputError, match="fold 3: expected 0 to 2, for there are 3 folds"):
-        split(plain.home, DataArguments("clips", folds=3, fold=3))
-    with pytest.raises(InputError, match="split_by: column needs a column split"):
-        split(plain.home.remove_columns("split"), DataArguments("clips", split_by="column"))
-
-
-def test_one_class_only_and_too_few_groups_are_refused(tmp_path, small_phantom):
-    def link(name, count):
-        for index, path in enumerate(sorted((small_phantom / "images").iterdir())[:count]):
-            target = tmp_path / name / f"{index}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path)
-
-    link("normal", 9)
-    with pytest.raises(InputError, match="found images of normal only, expected at least two classes"):
-        prepare(DataArguments(str(tmp_path)))
-    link("sick", 2)
-    with pytest.raises(InputError, match=r"class sick has 2 images in \d groups, which leaves the \w+ part without"):
-        prepare(DataArguments(str(tmp_path)))
