@@ -11,11 +11,11 @@ from datasets import Dataset, Image
 from matplotlib.figure import Figure
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageOps
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from space.images import load_image
 from space.predictor import Predictor
 from space.saliency import overlay
+from training.metric.bootstrap import draw_groups
 from training.outputs import new_file
 
 # Blue and orange, and markers of different shape, are told apart by colour-blind people and in grey print too.
@@ -51,6 +51,7 @@ def performance(result: dict, table: pd.DataFrame) -> Figure:
     _confusion(left, result)
     truth, score, groups = _positive(result, table)
     positive = result["labels"][-1]
+    drawn = draw_groups(np.random.default_rng(0), DRAWS, groups.max() + 1)[:, groups]
     for axes, title, curve, labels in (
         (middle, "ROC", _roc, ("1 - specificity", "sensitivity")),
         (right, "precision and recall", _precision_recall, ("recall (sensitivity)", "precision")),
@@ -60,10 +61,10 @@ def performance(result: dict, table: pd.DataFrame) -> Figure:
         if result["roc_auc"] is None:
             axes.text(0.5, 0.5, "needs images of both kinds", ha="center", color=GREY)
             continue
-        low, high = np.nanquantile(_bands(truth, score, groups, curve), [0.025, 0.975], axis=0)
+        low, high = np.quantile(curve(truth, score, drawn), [0.025, 0.975], axis=0)
         name = "roc_auc" if curve is _roc else "average_precision"
         axes.fill_between(GRID, low, high, color=BLUE, alpha=0.15, linewidth=0)
-        axes.plot(GRID, curve(truth, score), color=BLUE, label=_with_interval(result, name))
+        axes.plot(GRID, *curve(truth, score, np.ones((1, len(truth)))), color=BLUE, label=_with_interval(result, name))
         axes.legend(loc="lower right", fontsize=9)
     if result["roc_auc"] is not None:
         middle.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
@@ -188,26 +189,38 @@ def _positive(result: dict, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
     return (table["label"] == positive).to_numpy(), table[f"probability_{positive}"].to_numpy(), groups
 
 
-def _roc(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
-    false_positive, true_positive, _ = roc_curve(truth, score, drop_intermediate=False)
-    return np.interp(GRID, false_positive, true_positive)
+def _roc(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sensitivity over GRID of 1 - specificity, for weights (draws, images); draws of one class are left out."""
+    found, alarms = _called(truth, score, weights)
+    return np.array(
+        [np.interp(GRID, b / b[-1], a / a[-1]) for a, b in zip(found, alarms, strict=True) if a[-1] * b[-1]]
+    )
 
 
-def _precision_recall(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
-    precision, recall, _ = precision_recall_curve(truth, score)
-    recall, first = np.unique(recall[::-1], return_index=True)  # of one recall the highest threshold
-    return np.interp(GRID, recall, precision[::-1][first])
-
-
-def _bands(truth: np.ndarray, score: np.ndarray, groups: np.ndarray, curve) -> np.ndarray:
-    """The curve of each draw of whole groups: (DRAWS, points of GRID)."""
-    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
-    rng, curves = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])
-        if 0 < truth[chosen].sum() < len(chosen):
-            curves.append(curve(truth[chosen], score[chosen]))
+def _precision_recall(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Precision over GRID of recall, as `_roc`; of one recall that of the highest threshold."""
+    curves = []
+    for found, alarms in zip(*_called(truth, score, weights), strict=True):
+        if found[-1] * alarms[-1]:
+            first = np.r_[0, 1 + np.flatnonzero(np.diff(found))]
+            precision = np.r_[1, found[first[1:]] / (found + alarms)[first[1:]]]
+            curves.append(np.interp(GRID, found[first] / found[-1], precision))
     return np.array(curves)
+
+
+def _called(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the images that are called positive, rightly and wrongly, at ever lower thresholds from none on.
+
+    weights: (draws, images); returns (draws, thresholds) twice.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = 1 + np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of the images that share a score
+    totals = []
+    for kind in (truth, ~truth):
+        total = np.zeros((len(weights), len(score) + 1))
+        np.cumsum((weights * kind)[:, order], axis=1, out=total[:, 1:])
+        totals.append(total[:, np.r_[0, last]])
+    return totals[0], totals[1]
 
 
 def _with_interval(result: dict, name: str) -> str:

@@ -63,45 +63,33 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     final = Path(training_args.output_dir)
     if not model_args.overwrite:
         refuse_existing(final, "choose another --output_dir, or replace it with --overwrite true")
-    rule = model_args.threshold
-    check_rule(rule)
+    check_rule(model_args.threshold)
     saves = HubSaves(training_args, final, recipe) if training_args.push_to_hub else None
-    is_main = training_args.process_index == 0
-    say = print if is_main else lambda *_: None
+    say = print if training_args.process_index == 0 else lambda *_: None
 
     data = prepare(data_args)
-    parts = data.parts
-    say(f"{brief(data.audit, data.leaks)}\n")
-    say(f"images of each class\n{class_counts(_balancing(data, data_args))}\n")
-    say(f"split by {data_args.split_by}\n{class_counts(parts)}\n{data.deviation}\n")
-
-    fitted = dict(parts)
+    _tell(data, data_args, say)
+    fitted = dict(data.parts)
     if data_args.also:
-        fitted["train"] = _together(parts["train"], parts["also"])
+        fitted["train"] = _together(data.parts["train"], data.parts["also"])
     base = model_args
     if model_args.pretrain != "none":
         base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
     set_seed(training_args.seed)
     model, processor = load_base(base, data.home.features["label"].names)
+
     work = final.with_name(f".{final.name}.unfinished")
-    with main_process_first():
-        if is_main:
-            images = sha256("".join([*fitted["train"]["pixels"], *fitted["validation"]["pixels"]]).encode())
-            run = recipe | {
-                "images": images.hexdigest()[:12],
-                "processes": training_args.world_size,
-                "mode": training_args.mode,
-            }
-            open_unfinished(work, run, model_args.overwrite)
+    run = recipe | _circumstances(fitted, training_args)
     training_args.output_dir = str(work / "checkpoints")
     with main_process_first():
-        if is_main:
+        if training_args.process_index == 0:
+            open_unfinished(work, run, model_args.overwrite)
             fetch_start(work / "checkpoints", training_args, saves)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     callbacks = [saves] if saves else []
     trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
-    if is_main:
-        seen = Examples(parts["train"], processor, model_args.augment, training_args.seed)
+    if training_args.process_index == 0:
+        seen = Examples(data.parts["train"], processor, model_args.augment, training_args.seed)
         save_samples(work / "samples.png", seen)
     say(
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
@@ -113,24 +101,31 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, data, _balancing(data, data_args))
-    if is_main:
-        folder = work / "model"
-        _save(folder, trainer, data, recipe, history)
-        _keep_seen(work, folder, trainer.state)
-        say("\n" + "\n".join(settle(folder, parts["train"], parts["validation"], rule, model_args.calibrate)))
-        for name in EVALUATED:
-            if name in parts:
-                say(f"\n{report(measure(folder, parts[name], name))}")
-        write_card(folder)
-        write_report(folder)
+    if training_args.process_index == 0:
+        _save(work / "model", trainer, data, recipe, history)
+        _keep_seen(work, work / "model", trainer.state)
+        _judge(work / "model", data.parts, model_args, say)
         shutil.rmtree(final, ignore_errors=True)
-        move_into_place(folder, final)
+        move_into_place(work / "model", final)
         shutil.rmtree(work)
         say(f"\nmodel folder: {final}")
         if saves:
             saves.push(final)
     trainer.accelerator.wait_for_everyone()
     return final
+
+
+def _tell(data: Prepared, args: DataArguments, say: Callable) -> None:
+    """What was found in the images, and what of them is trained and measured on."""
+    say(f"{brief(data.audit, data.leaks)}\n")
+    say(f"images of each class\n{class_counts(_balancing(data, args))}\n")
+    say(f"split by {args.split_by}\n{class_counts(data.parts)}\n{data.deviation}\n")
+
+
+def _circumstances(fitted: dict[str, Dataset], args: TrainingArguments) -> dict:
+    """What has to be as it was, besides the recipe, for a run to go on where it was stopped."""
+    images = sha256("".join([*fitted["train"]["pixels"], *fitted["validation"]["pixels"]]).encode())
+    return {"images": images.hexdigest()[:12], "processes": args.world_size, "mode": args.mode}
 
 
 def _together(one: Dataset, other: Dataset) -> Dataset:
@@ -218,6 +213,16 @@ def _keep_seen(work: Path, folder: Path, state: TrainerState) -> None:
         shutil.move(work / name, folder / "eval" / name)
     best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name  # the checkpoint itself is gone soon
     dataclasses.replace(state, best_model_checkpoint=best).save_to_json(str(folder / "trainer_state.json"))
+
+
+def _judge(folder: Path, parts: dict[str, Dataset], args: ModelArguments, say: Callable) -> None:
+    """Calibrate the saved model, choose its threshold, measure it, and write its card and report."""
+    say("\n" + "\n".join(settle(folder, parts["train"], parts["validation"], args.threshold, args.calibrate)))
+    for name in EVALUATED:
+        if name in parts:
+            say(f"\n{report(measure(folder, parts[name], name))}")
+    write_card(folder)
+    write_report(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

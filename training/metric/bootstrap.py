@@ -24,7 +24,7 @@ def bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence=Non
     ranked = [_rank(probabilities[:, label], truth == label, groups) for label in range(classes)]
 
     def take(chunk):
-        counts = _draw(*chunk, number)
+        counts = draw_groups(*chunk, number)
         areas = [_weighted_areas(counts, *ranks) for ranks in ranked]
         return counts @ per_group, np.stack([area[0] for area in areas], 1), np.stack([area[1] for area in areas], 1)
 
@@ -107,17 +107,17 @@ def calibration_error(probabilities, truth):
     return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
 
 
+def draw_groups(generator, draws, number):
+    """How often each group is drawn: (draws, groups), each row adds up to the number of groups."""
+    chosen = generator.integers(0, number, (draws, number), dtype=np.int32)
+    return np.stack([np.bincount(row, minlength=number) for row in chosen]).astype(np.float32)
+
+
 def _chunks(draws, images, seed):
     """(generator of its own, number of draws) of pieces that fit into the caches."""
     step = max(1, CHUNK // images)
     sizes = [min(step, draws - start) for start in range(0, draws, step)]
     return list(zip(np.random.default_rng(seed).spawn(len(sizes)), sizes, strict=True))
-
-
-def _draw(generator, draws, number):
-    """How often each group is drawn: (draws, groups), each row adds up to the number of groups."""
-    chosen = generator.integers(0, number, (draws, number), dtype=np.int32)
-    return np.stack([np.bincount(row, minlength=number) for row in chosen]).astype(np.float32)
 
 
 def _rank(scores, positive, groups):
