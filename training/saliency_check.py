@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, Image
-from scipy.ndimage import binary_dilation, gaussian_filter, sobel
+from scipy.ndimage import distance_transform_edt, gaussian_filter, sobel
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.functional import interpolate
@@ -147,7 +147,7 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
     for saliency, file in zip(_maps(predictor, pixels, positive, method), rows.select(has)["mask"], strict=True):
         mask = np.asarray(load_image(file).convert("L").resize(size)) > 127
         shown = scaled_map(saliency, size)
-        near = binary_dilation(mask, _disc(TOLERANCE))
+        near = distance_transform_edt(~mask) <= TOLERANCE if mask.any() else mask
         hits.append(float(near.ravel()[shown.argmax()]) if shown.max() > 0 else 0.0)
         inside.append(float(shown[mask].sum() / max(shown.sum(), 1e-12)))
         shares.append((float(mask.mean()), float(near.mean())))
@@ -163,10 +163,6 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
         "ci95": {"pointing_game": spread, "energy_inside": _mean_interval(np.array(inside), groups)},
         "passed": bool(spread[0] > chance),
     }
-
-
-def _disc(radius: int) -> np.ndarray:
-    return np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
 
 
 def _mean_interval(values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000) -> list[float]:
