@@ -77,6 +77,8 @@ def report(result: dict) -> str:
             for value, told in values.items()
         ]
     lines.append(f"unlike the training images: {result['abstained']['images']} of {result['n']}")
+    low, high = result["ece_by_chance"]
+    lines.append(f"calibration error by chance, were the probabilities right: {low:.3f} to {high:.3f}")
     if "uncalibrated" in result:
         lines.append(f"calibration error without calibration: {result['uncalibrated']['ece']:.3f}")
     lines.append(f"saliency ({saliency['method']}): {'every test passed' if saliency['passed'] else 'FAILED a test'}")

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn import metrics
 
 from training.measure import METRIC, load_metric
-from training.metric.bootstrap import bootstrap, calibration_gaps, interval
+from training.metric.bootstrap import bootstrap, calibration_error, calibration_gaps, chance_errors, interval
 
 
 def case(seed: int = 0, n: int = 120, classes: int = 2, groups: int = 25):
@@ -182,3 +182,27 @@ def test_calibration_error_of_a_worked_example():
         np.tile([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], 500).tolist() + np.tile([1, 1, 1, 1, 1, 1, 0, 0, 0, 0], 500).tolist()
     )
     assert compute(np.c_[1 - score, score], truth, draws=0)["ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_right_probabilities_have_the_calibration_error_of_chance_and_wrong_ones_do_not(classes):
+    rng = np.random.default_rng(classes)
+    groups = np.repeat(np.arange(40), 4)
+    held = {"right": 0, "too sure": 0}
+    for repeat in range(200):
+        given = rng.dirichlet(np.full(classes, 0.7), 40)
+        truth = np.array([rng.choice(classes, p=each) for each in given])[groups]
+        for name, power in (("right", 1), ("too sure", 6)):
+            told = given**power / (given**power).sum(axis=1, keepdims=True)
+            low, high = interval(chance_errors(told[groups], groups, 200, repeat))
+            held[name] += low <= calibration_error(told[groups], truth) <= high
+    assert held["right"] / 200 >= 0.9
+    assert held["too sure"] / 200 <= 0.5
+
+
+def test_the_calibration_error_of_chance_is_larger_with_fewer_patients():
+    probabilities, truth, _ = case(n=200)
+    of_images, of_patients = (
+        compute(probabilities, truth, groups=groups)["ece_by_chance"] for groups in (range(200), np.arange(200) // 10)
+    )
+    assert np.less(of_images, of_patients).all()

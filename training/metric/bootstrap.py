@@ -97,9 +97,7 @@ def calibration_gaps(probabilities, truth, bins=BINS):
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == truth
-    column = np.empty(len(truth), int)
-    column[np.argsort(confidence, kind="stable")] = np.arange(len(truth)) * bins // len(truth)
-    return (confidence - correct)[:, None] * np.eye(bins)[column]
+    return (confidence - correct)[:, None] * _in_bins(confidence, bins)
 
 
 def calibration_error(probabilities, truth):
@@ -107,10 +105,34 @@ def calibration_error(probabilities, truth):
     return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
 
 
+def chance_errors(probabilities, groups, draws, seed):
+    """The calibration errors that chance gives where the probabilities are right: (draws,).
+
+    An image is of the class that a number of its group, drawn evenly from 0 to 1, falls into, so that like images of
+    one patient are right or wrong together (consistency resampling: Bröcker and Smith, Weather Forecast. 2007, 22:651).
+    """
+    called, rows = probabilities.argmax(axis=1), np.arange(len(probabilities))
+    above = np.cumsum(probabilities, axis=1)[rows, called]
+    confidence = probabilities[rows, called]
+    bins, errors = _in_bins(confidence, BINS), np.empty(draws)
+    for draw, numbers in enumerate(np.random.default_rng(seed).random((draws, groups.max() + 1))):
+        number = numbers[groups]
+        correct = (above - confidence <= number) & (number < above)
+        errors[draw] = np.abs((confidence - correct) @ bins).sum() / len(rows)
+    return errors
+
+
 def draw_groups(generator, draws, number):
     """How often each group is drawn: (draws, groups), each row adds up to the number of groups."""
     chosen = generator.integers(0, number, (draws, number), dtype=np.int32)
     return np.stack([np.bincount(row, minlength=number) for row in chosen]).astype(np.float32)
+
+
+def _in_bins(confidence, bins):
+    """Which of so many bins of equal size each image is in, by its confidence: (images, bins) of 0 and 1."""
+    column = np.empty(len(confidence), int)
+    column[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * bins // len(confidence)
+    return np.eye(bins)[column]
 
 
 def _chunks(draws, images, seed):

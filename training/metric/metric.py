@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from .bootstrap import bootstrap
 from .bootstrap import calibration_error
+from .bootstrap import chance_errors
 from .bootstrap import interval
 from .bootstrap import of_confusion
 from .bootstrap import squared_errors
@@ -36,13 +37,15 @@ Returns:
     average_precision (with more than two classes the mean of one against the rest), sensitivity, specificity and
     precision of the positive class, ppv and npv at the prevalence, mcc, brier, ece; f1 by class and macro; per_class
     with the same of sensitivity, specificity, precision, roc_auc and average_precision; and ci95 with [low, high] for
-    each. What the images do not define, such as the AUC of one class, is None.
+    each; ece_by_chance: [low, high], between which ece lies 95 times of 100 where the probabilities are right. What
+    the images do not define, such as the AUC of one class, is None.
 """
 NUMBERS = (
     *("accuracy", "balanced_accuracy", "roc_auc", "average_precision", "sensitivity", "specificity", "precision"),
     *("ppv", "npv", "mcc", "brier", "ece"),
 )
 PER_CLASS = ("sensitivity", "specificity", "precision", "roc_auc", "average_precision")
+CHANCE_DRAWS = 200  # behind ece_by_chance
 
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
@@ -89,6 +92,7 @@ class ChestOpacityMetric(evaluate.Metric):
         if draws:
             drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
             told["ci95"] = _arranged(drawn, labels, interval)
+            told["ece_by_chance"] = interval(chance_errors(probabilities, groups, CHANCE_DRAWS, seed))
         return told
 
 
