@@ -27,12 +27,18 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
     labels, seed = np.asarray(rows["label"]), args.split_seed
     shares = {"train": 1.0, "validation": args.validation_share, "test": args.test_share}
     assigned = np.full(len(rows), "", dtype=object)
+    ways = {"split_by: column": args.split_by == "column", "test_site": args.test_site, "folds": args.folds}
+    if len(chosen := [name for name, given in ways.items() if given]) > 1:
+        raise InputError(f"found {' and '.join(chosen)}; expected one of them, for each says what the test part is")
     if args.split_by == "column":
         if "split" not in rows.column_names:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
         assigned[:] = [PART_OF.get(value.lower(), "") for value in rows["split"]]
     elif args.test_site:
         assigned[np.asarray(rows["site"]) == args.test_site] = "test"
+        if not (assigned == "test").any():
+            sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"
+            raise InputError(f"test_site {args.test_site}: found the sites {sites} among the images of home")
     elif args.folds:
         if not 0 <= args.fold < args.folds:
             raise InputError(f"fold {args.fold}: expected 0 to {args.folds - 1}, for there are {args.folds} folds")
@@ -43,11 +49,14 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
     # Images that nothing has placed yet, and a validation part out of those for training when none was given
     open_ = np.flatnonzero((assigned == "") if args.split_by != "column" else (assigned == "train"))
     if args.split_by != "column" or not (assigned == "validation").any():
-        assigned[open_] = assign_parts(units[open_], labels[open_], shares, seed)
+        turn = args.fold if args.folds else args.test_site  # so that each fold keeps others from training
+        assigned[open_] = assign_parts(units[open_], labels[open_], shares, seed if turn is None else f"{seed}:{turn}")
     return {part: rows.select(np.flatnonzero(assigned == part)) for part in PARTS}
 
 
-def assign_parts(units: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int = 0) -> list[str]:
+def assign_parts(
+    units: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int | str = 0
+) -> list[str]:
     """The part of each image, by the parts' shares; the first part takes what is left. A unit's images stay together.
 
     Each unit falls into a part by its hash. Then units are moved and swapped between parts as long as that brings the
@@ -155,7 +164,7 @@ def _distance(lacking: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (np.abs(lacking) + 1e6 * missing).sum(axis=(-2, -1))
 
 
-def _rank(seed: int, name: str) -> bytes:
+def _rank(seed: int | str, name: str) -> bytes:
     return blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
 
 
