@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 FILE = "abstention.safetensors"  # of the weights in float32
 AXES = 32  # principal axes that are kept of each stage
+LEAST = 0.05  # of the mean spread of a stage's channels: one that is hardly ever active is not to decide alone
 LIMIT = 3.0  # usual distances from which on an image is unlike the training images
 MOST = 6.0  # the same where the validation images lie further apart; what is beyond is unlike whatever they are
 
@@ -50,7 +51,8 @@ class Abstention:
         """
         tensors = {}
         for stage, points in enumerate(train):
-            mean, scale = points.mean(axis=0), points.std(axis=0) + 1e-6
+            mean, scale = points.mean(axis=0), points.std(axis=0)
+            scale = np.maximum(scale, LEAST * scale.mean() + 1e-6)
             _, values, axes = np.linalg.svd((points - mean) / scale, full_matrices=False)
             variance = values**2 / len(points)
             kept = max(1, min(AXES, len(points) // 4))

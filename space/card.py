@@ -18,10 +18,7 @@ class Figures(NamedTuple):
     name: str
     accuracy: str
     auc: str
-
-    @property
-    def at_home(self) -> bool:
-        return self.name in HOME
+    at_home: bool
 
 
 class Card:
@@ -37,16 +34,18 @@ class Card:
 
     def figures(self) -> list[Figures]:
         """Of each evaluation that the card's metadata (model-index) tells of, home first."""
-        found: dict[str, dict[str, str]] = {}
+        found: dict[str, dict] = {}
         for result in (self._card.data.eval_results if self._card else None) or ():
             if not isinstance(result.metric_value, (int, float)):
                 continue  # a card made by others may say anything
-            interval = result.metric_args.get("ci95") if isinstance(result.metric_args, dict) else None
+            args = result.metric_args if isinstance(result.metric_args, dict) else {}
+            interval, name = args.get("ci95"), result.dataset_split or result.dataset_name
             between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
             told = f"{result.metric_value:.2f}{between}"
-            found.setdefault(result.dataset_split or result.dataset_name, {})[result.metric_type] = told
+            of = found.setdefault(name, {"at_home": not args.get("elsewhere", name not in HOME)})
+            of[result.metric_type] = told
         both = [
-            Figures(name, told["accuracy"], told["roc_auc"])
+            Figures(name, told["accuracy"], told["roc_auc"], told["at_home"])
             for name, told in found.items()
             if {"accuracy", "roc_auc"} <= set(told)
         ]

@@ -107,6 +107,16 @@ def find_leaks(images: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
             f"{len(found)} pairs of {'exact' if kind == 'exact' else 'near'} copies stand in different parts, "
             f"{first['path']} ({first['part']}) and {second['path']} ({second['part']}) for one"
         )
+    # Copies may also be copies of an image that is in no part, and of each other only through that.
+    sets = pd.Series(merge(images.index.astype(str).tolist(), pairs[["one", "other"]].to_numpy(int)), images.index)
+    parts = used.groupby(sets[used.index])["part"].nunique()
+    through = parts.index[parts > 1].difference(sets[crossing["one"]])
+    if len(through):
+        first, second, *_ = used[sets[used.index] == through[0]].drop_duplicates("part").itertuples()
+        leaks.append(
+            f"{len(through)} sets of copies stand in different parts by way of an image in none, "
+            f"{first.path} ({first.part}) and {second.path} ({second.part}) for one"
+        )
     return leaks
 
 

@@ -4,8 +4,8 @@
 
 Networks that were trained from one start can be averaged, weight by weight, into a network like any other, which
 holds up better on images from elsewhere than they do (Wortsman et al., Model soups, ICML 2022). This one has learned
-from all images, so none are left to measure it on. What stands in its folder as the evaluation `folds` is what each
-of the networks said of its own test part; calibration and threshold are taken from the same answers.
+from all images or nearly all, so none are left to measure it on. What stands in its folder as the evaluation `folds`
+is what each of the networks said of its own test part; calibration and threshold are taken from the same answers.
 """
 
 from __future__ import annotations
@@ -121,7 +121,10 @@ def _require_as_good(predictor: Predictor, truth: np.ndarray, seen: np.ndarray, 
 
 def _write_split(folders: Sequence[Path], work: Path) -> None:
     tables = [pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False) for folder in folders]
-    split = pd.concat(tables).drop_duplicates("path").assign(split="train").sort_values("path")
+    split = pd.concat(tables)
+    learned = split["path"].isin(split["path"][split["split"] == "train"])
+    split["split"] = np.where(learned, "train", "validation")  # of few folds, some images may be in no train part
+    split = split.drop_duplicates("path").sort_values("path")
     split.to_csv(work / "split.csv", index=False, lineterminator="\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +61,8 @@ def gather(folder: Path) -> dict:
         "exports": exports,
         "titles": TITLES,
         "figure": _figure,
+        "between": _between,
+        "elsewhere": any(each.get("elsewhere", each["name"] not in HOME) for each in evaluations),
         "most_subgroups": MOST_SUBGROUPS,
         "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
         "watts": WATTS.get(training["device"], WATTS["cpu"]),
@@ -77,19 +78,16 @@ def is_evaluation(name: str) -> bool:
 def write_card(folder: Path) -> None:
     """Render README.md of a model folder from its config, recipe, split and evaluations."""
     told = gather(folder)
-    synthetic, base, data_source = (
-        told["training"]["synthetic"],
-        told["recipe"]["model_name_or_path"],
-        told["recipe"]["data"],
-    )
+    synthetic, base = told["training"]["synthetic"], told["recipe"]["model_name_or_path"]
+    from_hub = told["training"].get("from_hub", {})
     data = ModelCardData(
         model_name=told["name"],
         license="apache-2.0" if synthetic else "other",
         license_name=None if synthetic else "that-of-the-training-data",
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=None if base.startswith("scratch:") or Path(base).exists() else base,
-        datasets=data_source if _is_hub_id(data_source) else None,
+        base_model=from_hub.get("base"),
+        datasets=from_hub.get("data"),
         metrics=["accuracy", "roc_auc"],
         tags=["chest", "lung-ultrasound", "chest-x-ray", "medical", *(["synthetic"] if synthetic else [])],
         co2_eq_emissions={
@@ -101,10 +99,6 @@ def write_card(folder: Path) -> None:
     )
     with new_file(folder / "README.md") as file:
         file.write_text(str(ModelCard.from_template(data, template_path=str(find_template("model_card.md")), **told)))
-
-
-def _is_hub_id(source: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
 
 
 def find_template(name: str) -> Path:
@@ -122,7 +116,10 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
             metric_type=metric,
             metric_name=title,
             metric_value=round(evaluation[metric], 4),
-            metric_args={"ci95": [round(bound, 4) for bound in evaluation["ci95"][metric]]},
+            metric_args={
+                "ci95": [round(bound, 4) for bound in evaluation["ci95"][metric]],
+                "elsewhere": evaluation.get("elsewhere", evaluation["name"] not in HOME),
+            },
         )
         for evaluation in evaluations
         for metric, title in TITLES.items()
@@ -141,6 +138,10 @@ def _parts(split: pd.DataFrame, labels: list[str]) -> list[dict]:
         for rows in [split[split["split"] == part]]
         if len(rows)
     ]
+
+
+def _between(interval: list[float] | None) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "not defined"
 
 
 def _figure(evaluation: dict, metric: str, of: str | None = None) -> str:

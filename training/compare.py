@@ -46,7 +46,8 @@ def compare(
         "roc_auc_p": None,
     }
     if probabilities[0].shape[1] == 2 and "roc_auc" in defined:
-        told["roc_auc_p"] = delong(*(p[:, 1] for p in probabilities), truth == 1, groups)[2]
+        p = delong(*(each[:, 1] for each in probabilities), truth == 1, groups)[2]
+        told["roc_auc_p"] = p if np.isfinite(p) else None
     return told
 
 
@@ -56,11 +57,14 @@ def delong(
     """Difference of two AUCs of the same images, its standard error, and the two-sided p value.
 
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988, 44:837; with groups, images of a group depend on each other as
-    in Obuchowski, Biometrics 1997, 53:567, which is the same where each image is its own group.
+    in Obuchowski, Biometrics 1997, 53:567, which is the same where each image is its own group. Error and p value are
+    NaN where the positive or the negative images are of one group.
     """
     groups = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
     apart, negative = _placements(one, positive) - _placements(other, positive), ~positive
     difference = float(apart[positive].mean())
+    if min(len(np.unique(groups[chosen])) for chosen in (positive, negative)) < 2:
+        return difference, np.nan, np.nan
     ups, downs = (np.bincount(groups, np.where(chosen, apart - difference, 0)) for chosen in (positive, negative))
     variance = (
         _scale(groups[positive]) * (ups**2).sum() / positive.sum() ** 2
@@ -68,7 +72,7 @@ def delong(
         + 2 * _scale(groups) * (ups * downs).sum() / (positive.sum() * negative.sum())
     )
     error = float(np.sqrt(max(variance, 0)))
-    p = 2 * norm.sf(abs(difference) / error) if error > 0 else 1.0
+    p = 2 * norm.sf(abs(difference) / error) if error > 1e-12 else float(abs(difference) < 1e-12)
     return difference, error, float(p)
 
 

@@ -9,6 +9,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from training.listings import PART_OF
+
 # What precedes the number of the frame in common names; the first that fits a name is taken.
 PATTERNS = {
     "personNNN": re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+", re.IGNORECASE),
@@ -33,7 +35,10 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
         for pattern, expression in PATTERNS.items():
             found = expression.search(stem) if pattern == "personNNN" else expression.match(stem)
             if found and found.group():
-                group = (name.parent / found.group()).as_posix()
+                folder = name.parent
+                if folder.parts and folder.parts[0].lower() in PART_OF:  # train/normal/clip7_frame1.png
+                    folder = folder.relative_to(folder.parts[0])
+                group = (folder / found.group()).as_posix()
                 used[pattern] += 1
                 break
         groups.append(group)

@@ -27,13 +27,13 @@ def classification_loss(weights: torch.Tensor, smoothing: float = 0.0) -> Loss:
 
     def loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
         # The sum over all images of a step, on all processes and accumulated, divided by their number.
+        counted = labels.sum(dim=1) > 0 if labels.is_floating_point() else labels != IGNORED  # the rest is filling
         total = cross_entropy(
-            outputs.logits,
-            labels,
+            outputs.logits[counted],
+            labels[counted],
             weight=weights.to(outputs.logits),
             reduction="sum",
             label_smoothing=smoothing,
-            **({} if labels.is_floating_point() else {"ignore_index": IGNORED}),
         )
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 

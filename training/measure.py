@@ -58,14 +58,17 @@ def measure(
         "name": name,
         "sites": sorted(set(table["site"]) - {""}),
         "synthetic": "synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"},
-        "seen_in_training": int(_seen_in_training(folder, rows).sum()),
+        "seen_in_training": sum(int(_listed(each, part, "train").sum()) for each, part in [(folder, rows), *folds]),
+        "elsewhere": not _listed(folder, rows).any(),
         "folds": 1 + len(folds),
     } | assess(table, predictor.labels, prevalence)
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
-    if not folds and calibration["method"] != "none":
+    if not folds and calibration["method"] == "temperature":  # from probabilities, no other can be undone
         result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
     if against:
-        result["against"] = {"model": against.name} | _against(table, predict_rows(Predictor(against), rows), result)
+        other = Predictor(against)
+        tables = [predict_rows(other, part) for part in (rows, *(part for _, part in folds))]
+        result["against"] = {"model": against.name} | _against(table, pd.concat(tables, ignore_index=True), result)
     method = method or predictor.methods[0]
     result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
 
@@ -176,6 +179,7 @@ def _failed(answer) -> bool:
     return isinstance(answer, InputError)
 
 
-def _seen_in_training(folder: Path, rows: Dataset) -> np.ndarray:
+def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:
+    """Which of the rows stand in a model's split, in some parts of it or in any."""
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"] == "train"])
+    return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"].isin(parts or set(split["split"]))])

@@ -52,21 +52,22 @@ def performance(result: dict, table: pd.DataFrame) -> Figure:
     truth, score, groups = _positive(result, table)
     positive = result["labels"][-1]
     drawn = draw_groups(np.random.default_rng(0), DRAWS, groups.max() + 1)[:, groups]
-    for axes, title, curve, labels in (
-        (middle, "ROC", _roc, ("1 - specificity", "sensitivity")),
-        (right, "precision and recall", _precision_recall, ("recall (sensitivity)", "precision")),
+    for axes, title, curve, name, labels in (
+        (middle, "ROC", _roc, "roc_auc", ("1 - specificity", "sensitivity")),
+        (right, "precision and recall", _precision_recall, "average_precision", ("recall (sensitivity)", "precision")),
     ):
         axes.set(title=f"{title} of {positive}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        if result["roc_auc"] is None:
+        area, interval = result["per_class"][name][positive], result["ci95"]["per_class"][name][positive]
+        if area is None:
             axes.text(0.5, 0.5, "needs images of both kinds", ha="center", color=GREY)
             continue
         low, high = np.quantile(curve(truth, score, drawn), [0.025, 0.975], axis=0)
-        name = "roc_auc" if curve is _roc else "average_precision"
         axes.fill_between(GRID, low, high, color=BLUE, alpha=0.15, linewidth=0)
-        axes.plot(GRID, *curve(truth, score, np.ones((1, len(truth)))), color=BLUE, label=_with_interval(result, name))
+        label = f"{'AUC' if curve is _roc else 'average precision'} {area:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+        axes.plot(GRID, *curve(truth, score, np.ones((1, len(truth)))), color=BLUE, label=label)
         axes.legend(loc="lower right", fontsize=9)
-    if result["roc_auc"] is not None:
+    if result["per_class"]["roc_auc"][positive] is not None:
         middle.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
         if len(result["labels"]) == 2:
             point = (1 - result["specificity"], result["sensitivity"])
@@ -91,7 +92,8 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
             chosen = (table["site"] == site).to_numpy() & (truth == is_positive)
             name = f"{'' if is_positive else 'not '}{positive} {site}"
             middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=name)
-    middle.axvline(result["threshold"], color=GREY, linewidth=1)
+    if len(result["labels"]) == 2:
+        middle.axvline(result["threshold"], color=GREY, linewidth=1)
     middle.set(title="probabilities by true class", xlabel=f"probability of {positive}", ylabel="images")
     middle.legend(fontsize=8)
     wrong = (table["label"] != table["prediction"]).to_numpy()
@@ -221,8 +223,3 @@ def _called(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[
         np.cumsum((weights * kind)[:, order], axis=1, out=total[:, 1:])
         totals.append(total[:, np.r_[0, last]])
     return totals[0], totals[1]
-
-
-def _with_interval(result: dict, name: str) -> str:
-    low, high = result["ci95"][name]
-    return f"{'AUC' if name == 'roc_auc' else 'average precision'} {result[name]:.3f} [{low:.3f}, {high:.3f}]"

@@ -28,6 +28,7 @@ from space.saliency import saliency_maps, scaled_map
 from training.metric.bootstrap import interval
 
 SAMPLE = 12  # images for the first two tests, which need many forward passes
+RANDOM = 3  # networks with random weights
 MASKED = 64  # images for the third
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)  # of the picture that is deleted or inserted, besides nothing and all
 TOLERANCE = 15  # pixels of the network's input
@@ -80,21 +81,26 @@ def _maps(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tensor, met
 def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarray) -> dict:
     random = copy.copy(predictor)
     random.model = copy.deepcopy(predictor.model)
+    alike = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for module in random.model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) or hasattr(module, "running_mean"):
-                module.reset_parameters()
-    others = _maps(random, pixels, classes, method)
-    alike = np.array([_rank_correlation(one, other) for one, other in zip(maps, others, strict=True)])
+        for _ in range(RANDOM):
+            for module in random.model.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d) or hasattr(module, "running_mean"):
+                    module.reset_parameters()
+            others = _maps(random, pixels, classes, method)
+            alike.append([_rank_correlation(one, other) for one, other in zip(maps, others, strict=True)])
+    alike = np.ma.masked_invalid(alike).mean(axis=0).compressed()  # of each image for which both show something
+    if len(alike) == 0:
+        return {"rank_correlation": None, "ci95": None, "passed": False}
     spread = _mean_interval(alike)
     return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": bool(spread[1] < UNALIKE)}
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, of what is positive in two maps, as it is shown; 0 where one of them shows nothing."""
+    """Spearman's, of what is positive in two maps, as it is shown; NaN where one of them shows nothing."""
     one, other = (np.maximum(each[::4, ::4], 0).ravel() for each in (one, other))
-    return float(spearmanr(one, other)[0]) if np.ptp(one) > 0 and np.ptp(other) > 0 else 0.0
+    return float(spearmanr(one, other)[0]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
 
 
 def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndarray, seed: int) -> dict:

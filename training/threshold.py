@@ -22,7 +22,7 @@ def check_rule(rule: str) -> tuple[str, float]:
         number = float(text)
     except ValueError:
         number = np.nan
-    if (name in {"fixed", "sensitivity"} and 0 <= number <= 1) or (name == "cost" and number > 0):
+    if (name in {"fixed", "sensitivity"} and 0 <= number <= 1) or (name == "cost" and 0 < number < np.inf):
         return name, number
     raise InputError(f"threshold {rule}: expected {RULES}")
 
@@ -37,7 +37,7 @@ def choose_threshold(scores: np.ndarray, positive: np.ndarray, rule: str) -> flo
     name, number = check_rule(rule)
     if name == "fixed":
         return number
-    odds = logit(np.clip(scores, 1e-7, 1 - 1e-7))
+    odds = logit(np.clip(scores, 1e-15, 1 - 1e-15))
     values, places = np.unique(odds, return_inverse=True)
     positives, negatives = (np.bincount(places[each], minlength=len(values)) for each in (positive, ~positive))
     missed = np.r_[0, np.cumsum(positives)]  # by a threshold below each value, and above all

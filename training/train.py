@@ -43,6 +43,7 @@ from training.processes import main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
+from training.sources import is_hub_id
 from training.split import PARTS
 from training.tables import class_counts
 from training.threshold import check_rule
@@ -100,7 +101,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         say("(rounded in another way on other machines; --bf16 false trains in float32)")
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
-    history = _history(trainer, final.name, data, _balancing(data, data_args))
+    history = _history(trainer, final.name, data, _balancing(data, data_args)) | {"from_hub": _from_hub(recipe)}
     if training_args.process_index == 0:
         _save(work / "model", trainer, data, recipe, history)
         _keep_seen(work, work / "model", trainer.state)
@@ -177,12 +178,21 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
         "best_metric": args.metric_for_best_model if args.load_best_model_at_end else None,  # None: the last is kept
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
-        "epochs": rows,
+        "epochs": [{key: None if np.isnan(value) else value for key, value in row.items()} for row in rows],
         "seed": args.seed,
         "processes": args.world_size,
         "device": args.device.type,
         "mode": args.mode,
         "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _from_hub(recipe: dict) -> dict[str, str | None]:
+    """The base and the data set that the Hub knows by these names; None for what came from this machine."""
+    base, data = recipe["model_name_or_path"], recipe["data"]
+    return {
+        "base": None if base.startswith("scratch:") or Path(base).exists() else base,
+        "data": data.partition("?")[0] if is_hub_id(data) else None,
     }
 
 

@@ -90,7 +90,7 @@ def squared_errors(probabilities, onehot):
 
 
 def calibration_gaps(probabilities, truth, bins=BINS):
-    """Confidence minus correctness of each image, in the column of its bin: (images, bins).
+    """Confidence minus correctness of each image, in the columns of its bins: (images, bins).
 
     The absolute column sums, added up and divided by the number of images, are the expected calibration error of the
     most probable class with bins of equal size (Nguyen and O'Connor, EMNLP 2015).
@@ -129,10 +129,15 @@ def draw_groups(generator, draws, number):
 
 
 def _in_bins(confidence, bins):
-    """Which of so many bins of equal size each image is in, by its confidence: (images, bins) of 0 and 1."""
-    column = np.empty(len(confidence), int)
-    column[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * bins // len(confidence)
-    return np.eye(bins)[column]
+    """How much of each image is in each of so many bins of equal size, by its confidence: (images, bins).
+
+    Images of one confidence are spread alike over the bins that they reach, so that their order does not matter.
+    """
+    filled = np.zeros((len(confidence) + 1, bins))
+    np.cumsum(np.eye(bins)[np.arange(len(confidence)) * bins // len(confidence)], axis=0, out=filled[1:])
+    _, place, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
+    ends = np.cumsum(sizes)
+    return ((filled[ends] - filled[ends - sizes]) / sizes[:, None])[place]
 
 
 def _chunks(draws, images, seed):
