@@ -228,11 +228,37 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     except (ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
+    _require_ranges(data_args, training_args)
     _require_processes(training_args.world_size)
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model
     return data_args, model_args, training_args, in_force | {key: used[key] for key in given if key in used}
+
+
+def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
+    """Raise InputError for a value that would end a run later on, or be taken for another."""
+    shares = data.validation_share, data.test_share
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    for key, value, fits, expected in (
+        ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
+        ("folds", data.folds, data.folds is None or data.folds > 1, "at least 2"),
+        ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),
+        (
+            "validation_share and test_share",
+            shares,
+            min(shares) > 0 and sum(shares) < 1,
+            "shares that leave a train part",
+        ),
+        ("seed", training.seed, training.seed >= 0, "at least 0"),
+        ("mixup", training.mixup, training.mixup >= 0, "at least 0"),
+        ("cutmix", training.cutmix, training.cutmix >= 0, "at least 0"),
+        ("views", training.views, training.views >= 0, "at least 0"),
+        ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
+        ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),
+    ):
+        if not fits:
+            raise InputError(f"{key}: found {value}, expected {expected}")
 
 
 def _require_processes(found: int) -> None:

@@ -27,7 +27,7 @@ from training.duplicates import near_copies, same_pixels
 from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, merge
 from training.outputs import new_file
-from training.sources import load_data, unlisted_files
+from training.sources import load_data, require_sites, unlisted_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
 RELATIONS = ("group", "label", "site", "data", "part")
@@ -149,6 +149,13 @@ def _propose_groups(images: pd.DataFrame, name: str) -> str:
     rows = images["data"] == name
     alone = images.loc[rows, "group"] == images.loc[rows, "path"]
     if not alone.any():
+        told = images.loc[rows, ["group", "label"]].drop_duplicates()
+        pairs = zip(told["group"], told["label"], strict=True)
+        inner = Counter(group.removeprefix(f"{label}/") for group, label in pairs if group.startswith(f"{label}/"))
+        if twice := [name for name, count in inner.items() if count > 1]:
+            return (
+                f"given; {len(twice)} folders of two classes have one name, {twice[0]}, and are taken for two patients"
+            )
         return "given"
     if not alone.all():
         return f"given for {(~alone).sum()} images, each of the other {alone.sum()} is its own"
@@ -245,7 +252,7 @@ def _labels(rows: pd.DataFrame, images: pd.DataFrame, prints: Fingerprints) -> d
 
 def _numbered(labels: pd.Series) -> np.ndarray:
     """Class names as 0, 1, ...: normal first, then by name."""
-    names = sorted(set(labels), key=lambda name: (name != "normal", name))
+    names = sorted(set(labels), key=lambda name: (name.lower() != "normal", name))
     return labels.map({name: number for number, name in enumerate(names)}).to_numpy(int)
 
 
@@ -306,7 +313,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if len(set(args.data)) < len(args.data):
         raise InputError("found a data set twice; name each once")
-    audit = audit_data({name: load_data(name) for name in args.data}, args.turned, args.sites)
+    if args.output.exists() and not args.output.is_dir():
+        raise InputError(f"{args.output} is no folder; choose another --output")
+    named = {name: load_data(name) for name in args.data}
+    require_sites(args.sites, *named.values())
+    audit = audit_data(named, args.turned, args.sites)
     args.output.mkdir(parents=True, exist_ok=True)
     with new_file(args.output / "audit.json") as file:
         file.write_text(json.dumps(audit.report, indent=2) + "\n")

@@ -76,8 +76,8 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
         _write_history(folders, work, output.name)
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             first = shutil.copytree(folders[0], Path(scratch) / "first")
-            others = list(zip(folders[1:], parts[1:], strict=True))
-            result = measure(first, with_pixels(parts[0]), NAME, folds=others)
+            own, *others = map(with_pixels, parts)
+            result = measure(first, own, NAME, folds=list(zip(folders[1:], others, strict=True)))
             for file in (first / "eval").glob(f"{NAME}[._]*"):
                 shutil.copy(file, work / "eval" / file.name)
         write_card(work)

@@ -30,6 +30,7 @@ def write_data(rows: Dataset, folder: Path) -> None:
     table = rows.remove_columns("image").to_pandas()
     masks = table.pop("mask") if "mask" in table else [""] * len(table)
     table["label"] = [names[label] if label != UNLABELLED else "" for label in table["label"]]
+    table.loc[table["group"] == table["path"], "group"] = ""  # none is known
     table.insert(0, "file_name", [_file_name(path) for path in table.pop("path")])
     images = rows.cast_column("image", Image(decode=False))["image"]
     for image, mask, name in zip(images, masks, table["file_name"], strict=True):

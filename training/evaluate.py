@@ -25,7 +25,7 @@ from training.fingerprint import require_readable, take_fingerprints
 from training.hub import model_folder
 from training.measure import measure
 from training.report import write_report
-from training.sources import UNLABELLED, load_data
+from training.sources import UNLABELLED, load_data, require_sites
 from training.tables import classification_tables, in_words
 
 
@@ -38,6 +38,7 @@ def with_pixels(rows: Dataset) -> Dataset:
 
 def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
     """The labelled rows of a part of the model's own split.csv, or of some sites, or all."""
+    require_sites(sites, rows)
     chosen = np.asarray(rows["label"]) != UNLABELLED
     if sites:
         chosen &= np.isin(np.asarray(rows["site"]), sites)
@@ -135,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"{args.model}: found no model folder (split.csv is missing); make one with chest-opacity train"
         )
+    if args.folds and args.split:
+        raise InputError("--split: with --folds it is the test part of each folder that is judged; leave it out")
     if args.prevalence is not None and not 0 < args.prevalence < 1:
         raise InputError(f"--prevalence {args.prevalence}: expected a share between 0 and 1")
     predictor = Predictor(args.model)
@@ -142,12 +145,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--saliency {args.saliency}: this network allows {', '.join(predictor.methods)}")
     rows = load_data(args.data, predictor.labels)
     if args.folds:
-        first, *others = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
+        parts = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
     else:
-        first, others = select_rows(rows, args.model, args.split, args.sites), []
+        parts = [select_rows(rows, args.model, args.split, args.sites)]
+    first, *others = map(with_pixels, parts)
     result = measure(
         args.model,
-        with_pixels(first),
+        first,
         args.name,
         prevalence=args.prevalence,
         method=args.saliency,

@@ -75,7 +75,7 @@ def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str
 
 
 def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
-    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not is_passed_over(child.name)}
     depth = 1 if top and top <= PART_OF.keys() else 0  # train/normal/1.png
     loose = []
     for file in image_files(folder):
@@ -102,8 +102,13 @@ def is_told(place: Path) -> bool:
 def image_files(folder: Path) -> Iterator[Path]:
     """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left."""
     for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_passed_over(name))
         for name in sorted(files):
             path = Path(here, name)
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
+            if not is_passed_over(name) and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
                 yield path
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a Mac adds to its archives."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -12,7 +12,11 @@ from space.errors import InputError
 
 
 def refuse_existing(path: Path, remedy: str) -> None:
-    """Raise InputError when there is something at `path` already (an empty folder does not count)."""
+    """Raise InputError when there is something at `path` already (an empty folder does not count), or cannot be."""
+    if not path.name:
+        raise InputError(f"{path}: expected the name of something new; {remedy}")
+    if file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise InputError(f"{path}: {file} is no folder; {remedy}")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():

@@ -40,11 +40,12 @@ def predict(
     overlays: Path | None = None,
     method: str | None = None,
     first: int = 1,
+    step: int = 1,
 ) -> Iterator[dict]:
     """A row for each input, in order, as it is known.
 
-    overlays: the folder for a picture of
-    each image by `method`, named by the number of its row, the first of which is `first`, and by its file.
+    overlays: the folder for a picture of each image by `method`, named by its file and by the number of its row: that
+    of the first is `first`, that of the next is greater by `step`.
     """
     under_way: dict[int, Input] = {}
 
@@ -54,7 +55,7 @@ def predict(
             yield given.source
 
     def show(number: int, image, answer) -> None:
-        with new_file(overlays / _overlay_name(first + number, under_way[number].path)) as file:
+        with new_file(overlays / _overlay_name(first + number * step, under_way[number].path)) as file:
             overlay(image, answer.saliency).save(file, "PNG", compress_level=1)
 
     answers = predictor.stream(sources(), *((method or predictor.methods[0], show) if overlays else ()))
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
             counts = write_predictions(
                 rows,
                 islice(chain([first], inputs), shard - 1, None, shards),
-                lambda rest: predict(predictor, rest, args.saliency, args.method, rows.done + 1),
+                lambda rest: predict(predictor, rest, args.saliency, args.method, shard + rows.done * shards, shards),
             )
         except KeyboardInterrupt:
             rows.finish(head=shard == 1)

@@ -15,7 +15,7 @@ from training.arguments import DataArguments
 from training.audit import audit_data, find_leaks
 from training.fingerprint import require_readable
 from training.processes import from_main_process, main_process_first
-from training.sources import UNLABELLED, load_data
+from training.sources import UNLABELLED, load_data, require_sites
 from training.split import PARTS, balance_all, balance_train, deviation, split
 
 
@@ -50,16 +50,14 @@ def prepare(args: DataArguments) -> Prepared:
     rows = named[args.data]
     names = rows.features["label"].names
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
-    chosen = [*(args.sites or []), *([args.test_site] if args.test_site else [])]
-    if strange := sorted(set(chosen) - set(sites)):
-        raise InputError(f"{args.data}: found no site {strange[0]}; the sites are {', '.join(sorted(set(sites)))}")
+    require_sites([*(args.sites or []), *([args.test_site] if args.test_site else [])], rows)
     internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
     known = labels != UNLABELLED
     home = rows.select(np.flatnonzero(known & internal))
     _require_classes(home, args)
 
     parts = split(balance_all(home, args), args)
-    _require_parts(parts, names)
+    _require_parts(parts, names, args)
     off = deviation(parts, args)
     parts["train"] = balance_train(parts["train"], args)
     if (known & ~internal).any():
@@ -125,7 +123,7 @@ def _require_classes(rows: Dataset, args: DataArguments) -> None:
         raise InputError(f"{where}: found images of {', '.join(present) or 'no class'} only, expected {wanted}")
 
 
-def _require_parts(parts: dict[str, Dataset], names: list[str]) -> None:
+def _require_parts(parts: dict[str, Dataset], names: list[str], args: DataArguments) -> None:
     for index, name in enumerate(names):
         for part in PARTS:
             if index not in set(parts[part]["label"]):
@@ -135,6 +133,8 @@ def _require_parts(parts: dict[str, Dataset], names: list[str]) -> None:
                     for group, label in zip(rows["merged"], rows["label"], strict=True)
                     if label == index
                 ]
+                if args.split_by == "column":
+                    raise InputError(f"class {name}: the column split puts none of it into the {part} part")
                 raise InputError(
                     f"class {name} has {len(of_class)} images in {len(set(of_class))} groups, which leaves the {part} "
                     "part without any; add images from other patients or clips"

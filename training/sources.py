@@ -15,7 +15,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -35,6 +37,7 @@ from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
 FRAMES = 8  # of a clip, where nothing else is said
+DECODERS = {"av", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"sites"}}
 
 
@@ -85,6 +88,13 @@ def load_from_hub(source: str) -> Dataset:
     place, options = _parse(source)
     _check_options(source, options, "hub")
     return read_hub(place, options, labelled=False).select_columns(["image", "group", "path"])
+
+
+def require_sites(sites: Sequence[str] | None, *data: Dataset) -> None:
+    """Raise InputError when one of the sites is in none of the data sets."""
+    known = sorted(set().union(*(rows.unique("site") for rows in data)) - {""})
+    if strange := [site for site in sites or () if site not in known]:
+        raise InputError(f"found no site {strange[0]}; the sites are {', '.join(known) or 'not recorded'}")
 
 
 def is_hub_id(source: str) -> bool:
@@ -144,13 +154,18 @@ def _survey(place: Path) -> tuple[list[str], str]:
             doubled.append(path)
         seen.add(hash(path))
         try:
-            state = os.stat(root / path)
+            state = os.stat(root / path.encode().decode())
+        except UnicodeEncodeError:
+            raise InputError(f"{place}: found a file name that is not UTF-8, {path!r}; rename it") from None
         except OSError:
             missing.append(path)
             continue
         if Path(path).suffix.lower() in clips.SUFFIXES:
             import_av()
-        of_many = of_many or Path(path).suffix.lower() in clips.SUFFIXES or is_dicom(root / path)
+        dicom = is_dicom(root / path)
+        if dicom and find_spec("pydicom") is None:
+            raise InputError("reading DICOM needs pydicom: pip install pydicom")
+        of_many = of_many or dicom or Path(path).suffix.lower() in clips.SUFFIXES
         digest.update(f"{row}{state.st_size}{state.st_mtime_ns}".encode())
     if not number:
         raise InputError(f"{place}: found no images; expected a folder for each class, or a table with a row for each")
@@ -159,7 +174,12 @@ def _survey(place: Path) -> tuple[list[str], str]:
     if missing:
         raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
     columns += ["burned_in"] * (of_many and "burned_in" not in columns)
-    columns += ["mask"] * (is_told(place) and (root / "masks").is_dir())
+    if is_told(place) and (root / "masks").is_dir():
+        columns.append("mask")
+        digest.update(str(sorted(mask.relative_to(root) for mask in (root / "masks").rglob("*"))).encode())
+    if of_many:  # what could not be decoded may be with another decoder
+        found = sorted(f"{each.name} {each.version}" for each in distributions() if each.name in DECODERS)
+        digest.update(str(found).encode())
     return columns, digest.hexdigest()
 
 
@@ -201,7 +221,7 @@ def _png(picture: PIL.Image.Image) -> bytes:
 
 def _with_class_labels(rows: Dataset, wanted: list[str] | None, source: str) -> Dataset:
     found = rows["label"]
-    names = sorted(set(found) - {""}, key=lambda name: (name != "normal", name))
+    names = sorted(set(found) - {""}, key=lambda name: (name.lower() != "normal", name))
     if wanted is not None:
         strange = [name for name in names if name not in wanted]
         if strange:

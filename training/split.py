@@ -33,6 +33,10 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
     if args.split_by == "column":
         if "split" not in rows.column_names:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
+        if strange := sorted(
+            set(rows["split"]) - {""} - {value for value in rows["split"] if value.lower() in PART_OF}
+        ):
+            raise InputError(f"{args.data}: found split {strange[0]!r}; expected {', '.join(PARTS)}, or nothing")
         assigned[:] = [PART_OF.get(value.lower(), "") for value in rows["split"]]
     elif args.test_site:
         assigned[np.asarray(rows["site"]) == args.test_site] = "test"
@@ -44,6 +48,8 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
             raise InputError(f"fold {args.fold}: expected 0 to {args.folds - 1}, for there are {args.folds} folds")
         folds = {str(fold): 1 / args.folds for fold in range(args.folds)}
         assigned[np.asarray(assign_parts(units, labels, folds, seed)) == str(args.fold)] = "test"
+        if not (assigned == "test").any():
+            raise InputError(f"fold {args.fold} of {args.folds} holds no image; make fewer folds")
     if (assigned == "test").any():
         shares.pop("test")
     # Images that nothing has placed yet, and a validation part out of those for training when none was given

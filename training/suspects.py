@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -56,20 +57,29 @@ def odd_images(facts: pd.DataFrame) -> pd.DataFrame:
 def contradicting_names(paths: Sequence[str], labels: Sequence[str]) -> list[int]:
     """Indices of images whose file or folder names hold a word for another class and none for their own.
 
-    labels are class names, "" where unknown. A word that stands in the names of several classes alike, such as the
-    folder pneumonia_study, says nothing and is passed over.
+    labels are class names, "" where unknown. A word that stands in the names of half of the images of both classes,
+    such as the folder pneumonia_study, says nothing and is passed over.
     """
     classes = sorted(set(labels) - {""})
     words = {name: {name.lower()} | WORDS.get(name.lower(), set()) for name in classes}
-    contradictions = []
-    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
-        if not label:
-            continue
-        found = set(re.findall(r"[a-z]+", PurePosixPath(path).with_suffix("").as_posix().lower()))
-        others = set().union(*(words[name] for name in classes if name != label)) - words[label]
-        if found & others and not found & words[label]:
-            contradictions.append(index)
-    return contradictions
+    found = [set(re.findall(r"[a-z]+", PurePosixPath(path).with_suffix("").as_posix().lower())) for path in paths]
+    sizes, shares = Counter(labels), Counter()
+    for label, in_path in zip(labels, found, strict=True):
+        shares.update({(label, word): 1 / sizes[label] for word in in_path})
+    others = {  # words of other classes, but for those that are usual among the images of both
+        label: {
+            word
+            for name in classes
+            for word in words[name] - words[label]
+            if name != label and min(shares[label, word], shares[name, word]) < 0.5
+        }
+        for label in classes
+    }
+    return [
+        index
+        for index, (label, in_path) in enumerate(zip(labels, found, strict=True))
+        if label and in_path & others[label] and not in_path & words[label]
+    ]
 
 
 def doubtful_labels(

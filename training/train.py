@@ -62,9 +62,13 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     InputError on unfit data, an unknown base, or when the folder exists and model_args.overwrite is false.
     """
     final = Path(training_args.output_dir)
-    if not model_args.overwrite:
-        refuse_existing(final, "choose another --output_dir, or replace it with --overwrite true")
+    if not (model_args.overwrite and _is_model_folder(final)):
+        refuse_existing(
+            final, "choose another --output_dir, or replace it, if it is a model folder, with --overwrite true"
+        )
     check_rule(model_args.threshold)
+    if training_args.eval_strategy == "no":
+        raise InputError("eval_strategy: found no, expected epoch or steps, by which the curves are drawn")
     saves = HubSaves(training_args, final, recipe) if training_args.push_to_hub else None
     say = print if training_args.process_index == 0 else lambda *_: None
 
@@ -114,6 +118,10 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             saves.push(final)
     trainer.accelerator.wait_for_everyone()
     return final
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and (folder / "config.json").is_file()
 
 
 def _tell(data: Prepared, args: DataArguments, say: Callable) -> None:

@@ -36,6 +36,16 @@ def test_one_odd_validation_image_does_not_let_everything_pass():
     assert (abstention.distances(cloud(rng, 1000, stretch=15)) > 1).all()
 
 
+def test_a_channel_that_is_hardly_ever_active_does_not_decide_alone(fitted):
+    _, rng = fitted
+
+    def with_dead(points, spread):
+        return [np.column_stack([stage, rng.normal(0, spread, len(stage))]) for stage in points]
+
+    abstention = Abstention.fit(with_dead(cloud(rng, 300), 0), with_dead(cloud(rng, 100), 0))
+    assert (abstention.distances(with_dead(cloud(rng, 200), 3e-3)) < 1).all()
+
+
 def test_far_depends_on_the_direction(fitted):
     abstention, _ = fitted
     along, across = np.zeros((2, 6)), np.zeros((2, 40))

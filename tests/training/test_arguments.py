@@ -62,6 +62,14 @@ def test_the_study_is_what_was_published():
         ("", [], "the following arguments are required: --data"),
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),
         ("a: [\n", [], "no YAML that can be read"),
+        ("folds: 1\n", ["--data", "x", "--model_name_or_path", "y"], "folds: found 1, expected at least 2"),
+        ("seed: -1\n", ["--data", "x", "--model_name_or_path", "y"], "seed: found -1, expected at least 0"),
+        (
+            "metric_for_best_model: f1\n",
+            ["--data", "x", "--model_name_or_path", "y"],
+            "found f1, expected loss",
+        ),
+        ("test_share: 0.9\n", ["--data", "x", "--model_name_or_path", "y"], "shares that leave a train part"),
         ("save_strategy: steps\n", ["--data", "x", "--model_name_or_path", "y"], "requires the save and eval strategy"),
     ],
 )

@@ -52,6 +52,13 @@ def test_the_difference_has_an_interval_that_agrees_with_delong():
     assert [low, high] == pytest.approx([difference - 1.96 * error, difference + 1.96 * error], abs=0.02)
 
 
+def test_of_one_patient_of_a_class_nothing_can_be_told():
+    one, other = np.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.3]), np.array([0.9, 0.2, 0.7, 0.1, 0.3, 0.3])
+    difference, error, p = delong(one, other, np.arange(6) < 3, np.repeat([0, 1], 3))
+    assert difference > 0
+    assert np.isnan([error, p]).all()
+
+
 def test_a_model_is_no_better_than_itself():
     probabilities, truth, groups = two_models(2)
     result = load_metric().compute(predictions=probabilities[0], references=truth, draws=0)

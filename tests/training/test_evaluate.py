@@ -85,7 +85,7 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--name", "x", "--sites", "Z"], "found no labelled images at Z; the sites are A, B"),
+        (["--name", "x", "--sites", "Z"], "found no site Z; the sites are A, B"),
         (["--name", "../x"], "expected letters, digits"),
         (["--name", "training"], "and not audit, training or export_"),
         ([], "the following arguments are required: --name"),
@@ -132,11 +132,14 @@ def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path):
     split = pd.read_csv(other / "split.csv", dtype=str)
     swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
     split.assign(split=swapped).to_csv(other / "split.csv", index=False)
-    evaluate.main([str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other)])
+    evaluate.main(
+        [str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other), "--against", str(other)]
+    )
     table = pd.read_csv(model / "eval" / "folds.csv")
     assert sorted(table["path"]) == sorted(split["path"][split["split"].isin({"test", "validation"})])
     result = json.loads((model / "eval" / "folds.json").read_text())
-    assert (result["folds"], result["n"]) == (2, len(table))
+    assert (result["folds"], result["n"], result["elsewhere"]) == (2, len(table), False)
+    assert set(result["against"]["difference"].values()) == {0.0}
 
 
 def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):

@@ -25,6 +25,13 @@ def test_filling_counts_for_nothing():
     assert whole == pytest.approx(loss(SimpleNamespace(logits=logits[:4]), labels[:4]).item())
 
 
+def test_filling_among_mixed_images_counts_for_nothing():
+    loss = classification_loss(class_weights(LABELS, 2), 0.1)
+    logits, shares = torch.randn(4, 2), torch.tensor([[0.3, 0.7], [1, 0], [0, 0], [0, 0]])
+    whole = loss(SimpleNamespace(logits=logits), shares, num_items_in_batch=2)
+    assert whole == pytest.approx(loss(SimpleNamespace(logits=logits[:2]), shares[:2]).item())
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shares_that_are_whole_cost_what_indices_cost(smoothing):
     loss = classification_loss(torch.tensor([0.7, 1.6]), smoothing)

@@ -2,7 +2,7 @@ import evaluate
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from training.measure import METRIC, load_metric
@@ -182,6 +182,19 @@ def test_calibration_error_of_a_worked_example():
         np.tile([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], 500).tolist() + np.tile([1, 1, 1, 1, 1, 1, 0, 0, 0, 0], 500).tolist()
     )
     assert compute(np.c_[1 - score, score], truth, draws=0)["ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.0)
+
+
+def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
+    truth, groups = np.repeat([0, 1], 12), np.repeat(np.arange(8), 3)
+    told = compute(np.eye(2)[truth] * 0.8 + 0.1, truth, groups=groups)
+    assert told["ci95"]["accuracy"] == pytest.approx([binomtest(8, 8).proportion_ci().low, 1])
+    assert told["ci95"]["sensitivity"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
+    assert told["ci95"]["per_class"]["sensitivity"]["0"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
+
+
+def test_the_order_of_images_that_are_given_the_same_does_not_matter():
+    truth = np.repeat([0, 1], [30, 70])
+    assert compute(np.tile([0.3, 0.7], (100, 1)), truth, draws=0)["ece"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -194,7 +195,9 @@ def test_ctrl_c_leaves_a_file_that_can_be_read_and_gone_on_with(
 def test_parts_join_to_all_rows_with_one_line_of_names(small_model, small_phantom, tmp_path, monkeypatch):
     files = sorted(str(path) for path in (small_phantom / "images").iterdir())[:7]
     command = [str(small_model), *files, "--output", str(tmp_path / "out.csv")]
-    predict.main([*command, "--shard", "1/3"])
+    predict.main([*command, "--shard", "1/3", "--saliency", str(tmp_path / "overlays")])
+    assert [path.name[:6] for path in sorted((tmp_path / "overlays").iterdir())] == ["000001", "000004", "000007"]
+    shutil.rmtree(tmp_path / "overlays")
     predict.main([*command, "--shard", "2/3"])
     monkeypatch.setenv("RANK", "2")  # as accelerate and torchrun tell the third process of three
     monkeypatch.setenv("WORLD_SIZE", "3")

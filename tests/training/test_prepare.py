@@ -79,6 +79,50 @@ def test_folds_are_a_partition_by_group_and_every_one_is_the_test_part_once(plai
     assert sorted(tested) == sorted(plain.home["path"])
 
 
+def test_other_patients_choose_the_checkpoint_of_each_fold_so_that_all_are_trained_on_in_some(plain):
+    folds = [split(plain.home, DataArguments("clips", folds=5, fold=fold)) for fold in range(5)]
+    validated = [frozenset(parts["validation"]["group"]) for parts in folds]
+    assert len(set(validated)) == 5
+    assert set().union(*(parts["train"]["group"] for parts in folds)) == set(plain.home["group"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_by": "column", "folds": 4}, "found split_by: column and folds; expected one of them"),
+        ({"test_site": "A", "folds": 4}, "found test_site and folds; expected one"),
+        ({"folds": 30}, "fold 0 of 30 holds no image; make fewer folds"),
+        ({"test_site": "B", "sites": ["A"]}, "test_site B: found the sites A among the images of home"),
+        ({"test_site": "Z"}, "found no site Z; the sites are A, B, C"),
+        ({"per_class": 5}, "per_class: 5 is for balance: undersample"),
+    ],
+)
+def test_what_does_not_say_one_test_part_is_refused(clips, settings, message):
+    with pytest.raises(InputError, match=message):
+        prepare(DataArguments(str(clips), **settings))
+
+
+def test_a_given_split_with_another_word_in_it_is_refused(plain):
+    words = ["valdiation" if index == 3 else part for index, part in enumerate(plain.home["split"])]
+    rows = plain.home.remove_columns("split").add_column("split", words)
+    with pytest.raises(InputError, match="clips: found split 'valdiation'; expected train, validation, test"):
+        split(rows, DataArguments("clips", split_by="column"))
+
+
+def test_copies_in_two_parts_leak_also_by_way_of_an_image_in_none(clips, tmp_path):
+    names = sorted(path.name for path in clips.glob("*.png"))
+    rows = [[str(clips / name), "sick" if int(name.split("-")[0]) % 3 == 0 else "normal", name[:-6]] for name in names]
+    rows = [[path, label, group, "test" if group in {"8", "9"} else "train"] for path, label, group in rows]
+    content = (clips / "8-0.png").read_bytes()  # of the test part
+    for name, label in (("a.png", ""), ("b.png", "normal")):  # in no part, and in train
+        (tmp_path / name).write_bytes(content)
+        rows.insert(0, [str(tmp_path / name), label, name, "train"])
+    rows.sort(key=lambda row: row[1])  # the unlabelled one first
+    write_table(tmp_path / "list.csv", ["path", "label", "group", "split"], *rows)
+    with pytest.raises(InputError, match="1 sets of copies stand in different parts by way of an image in none"):
+        prepare(DataArguments(str(tmp_path / "list.csv"), split_by="column"))
+
+
 def test_one_site_left_out_is_the_whole_test_part(plain):
     parts = split(plain.home, DataArguments("clips", test_site="B"))
     assert set(parts["test"]["site"]) == {"B"}

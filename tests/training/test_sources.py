@@ -118,6 +118,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
         (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["1.png", "normal"]], "1 file names twice, 1.png"),
         (["1.png"], [["file_name", "label"]], "found no images"),
+        (["normal/caf\udce9.png"], None, r"found a file name that is not UTF-8, 'normal/caf\\udce9.png'; rename it"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick", "more"]], "line 2 has more fields than the first"),
     ],
 )

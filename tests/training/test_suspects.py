@@ -40,6 +40,11 @@ def test_names_that_contradict_the_label(path, label, contradicts):
     assert contradicting_names(paths, labels) == ([0] if contradicts else [])
 
 
+def test_a_folder_of_all_images_contradicts_nobody():
+    paths = [f"covid_study/{number}.png" for number in range(6)]
+    assert contradicting_names(paths, ["normal", "sick"] * 3) == []
+
+
 @pytest.fixture
 def striped(tmp_path):
     """120 images of 40 patients: vertical stripes when sick, horizontal ones when normal."""

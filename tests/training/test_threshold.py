@@ -68,7 +68,9 @@ def test_the_interval_is_wider_when_images_come_in_groups():
     assert threshold_interval(scores, positive, np.arange(200), "0.5") is None
 
 
-@pytest.mark.parametrize("rule", ["best", "sensitivity", "sensitivity:2", "cost:-1", "cost:much", "1.5", "youden:1"])
+@pytest.mark.parametrize(
+    "rule", ["best", "sensitivity", "sensitivity:2", "cost:-1", "cost:much", "cost:inf", "1.5", "youden:1"]
+)
 def test_a_rule_that_is_none_is_refused(rule):
     with pytest.raises(InputError, match="expected youden, sensitivity:0.95, cost:5 or a number from 0 to 1"):
         choose_threshold(np.array([0.1, 0.9]), np.array([False, True]), rule)

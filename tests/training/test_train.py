@@ -208,6 +208,10 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp
     command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     with pytest.raises(InputError, match="m exists; choose another --output_dir, or replace it"):
         train.main(command)
+    with pytest.raises(InputError, match="m exists; choose another --output_dir"):  # for it is no model folder
+        train.main([*command, "--overwrite", "true"])
+    for name in ("recipe.yaml", "config.json"):
+        (tmp_path / "m" / name).touch()
     with pytest.raises(InputError, match="no such folder"):
         train.main([*command, "--overwrite", "true", "--data", "nowhere"])
     assert (tmp_path / "m" / "mine.txt").read_text() == "precious"

@@ -36,8 +36,8 @@ def bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence=Non
     numbers = of_confusion(confusion, prevalence)
     numbers |= {"roc_auc_of_class": aucs, "average_precision_of_class": precisions}
     return numbers | {
-        "roc_auc": aucs[:, 1] if classes == 2 else aucs.mean(axis=1),
-        "average_precision": precisions[:, 1] if classes == 2 else precisions.mean(axis=1),
+        "roc_auc": aucs[:, 1] if classes == 2 else _mean_of_drawn(aucs),
+        "average_precision": precisions[:, 1] if classes == 2 else _mean_of_drawn(precisions),
         "brier": sums[:, classes * classes] / confusion.sum(axis=(1, 2)),
         "ece": np.abs(sums[:, classes * classes + 1 :]).sum(axis=1) / confusion.sum(axis=(1, 2)),
     }
@@ -81,6 +81,17 @@ def interval(values):
     """95 % percentile interval, [low, high], of the draws that define a number; None where none does."""
     values = values[np.isfinite(values)]
     return [float(bound) for bound in np.quantile(values, [0.025, 0.975])] if len(values) else None
+
+
+def widened(bounds, groups):
+    """The interval of a share, wider where every draw gave 0 or 1: as far as so many groups can tell.
+
+    Of groups that are all right (or all wrong) each draw is, however few they are; the exact interval of a share
+    (Clopper and Pearson, Biometrika 1934, 26:404) is not so sure.
+    """
+    least = 0.025 ** (1 / groups) if groups else 0.0
+    low, high = bounds
+    return [least if low == 1 else low, 1 - least if high == 0 else high]
 
 
 def squared_errors(probabilities, onehot):
@@ -138,6 +149,13 @@ def _in_bins(confidence, bins):
     _, place, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)
     return ((filled[ends] - filled[ends - sizes]) / sizes[:, None])[place]
+
+
+def _mean_of_drawn(values):
+    """Mean over the classes that a draw holds, of (draws, classes); NaN in a draw that holds none."""
+    drawn = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(drawn, values, 0).sum(axis=1) / drawn.sum(axis=1)
 
 
 def _chunks(draws, images, seed):

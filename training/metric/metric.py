@@ -18,6 +18,7 @@ from .bootstrap import chance_errors
 from .bootstrap import interval
 from .bootstrap import of_confusion
 from .bootstrap import squared_errors
+from .bootstrap import widened
 
 DESCRIPTION = "Classification numbers of a chest-image model with 95 % intervals from a bootstrap over groups."
 CITATION = ""
@@ -92,6 +93,7 @@ class ChestOpacityMetric(evaluate.Metric):
         if draws:
             drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
             told["ci95"] = _arranged(drawn, labels, interval)
+            _widen(told["ci95"], groups, truth, labels)
             told["ece_by_chance"] = interval(chance_errors(probabilities, groups, CHANCE_DRAWS, seed))
         return told
 
@@ -131,6 +133,20 @@ def _arranged(values, labels, form):
 
     told = {name: form(values[name]) for name in NUMBERS}
     return told | {"f1": of_class("f1"), "per_class": {name: of_class(name) for name in PER_CLASS}}
+
+
+def _widen(intervals, groups, truth, labels):
+    """Do not be surer of shares than their groups allow, in place; see `widened`."""
+    of_class = [len(np.unique(groups[truth == label])) for label in range(len(labels))]
+    others = [len(np.unique(groups[truth != label])) for label in range(len(labels))]
+    shares = [(intervals, "accuracy", len(np.unique(groups))), (intervals, "balanced_accuracy", min(of_class))]
+    shares += [(intervals, "sensitivity", of_class[-1]), (intervals, "specificity", others[-1])]
+    for index, label in enumerate(labels):
+        shares.append((intervals["per_class"]["sensitivity"], label, of_class[index]))
+        shares.append((intervals["per_class"]["specificity"], label, others[index]))
+    for told, name, number in shares:
+        if told[name] is not None:
+            told[name] = widened(told[name], number)
 
 
 def _number(value):
