@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError
+from space.errors import InputError, check_size, reason_of
 from space.images import load_image
 from space.remote import content_of
 
@@ -73,10 +73,13 @@ def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]
         wanted = np.unique(np.linspace(0, max(total - 1, 0), count).round().astype(int)).tolist()
         with opened() as container:
             stream = container.streams.video[0]
+            check_size(stream.width, stream.height)
             stream.thread_type = "AUTO"
             frames = _walk(container, stream, wanted) if total <= DECODED_WHOLE else _jump(container, stream, wanted)
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise InputError(f"it is no clip that can be read ({' '.join(str(error).split())[:200]})") from None
+    except InputError:
+        raise
+    except Exception as error:  # damaged files can raise anything
+        raise InputError(f"it is no clip that can be read ({reason_of(error)})") from None
     if not frames:
         raise InputError("the clip holds no frame that can be read")
     return frames
@@ -88,7 +91,7 @@ def _suffix(source: Path | bytes, name: str) -> str:
 
 def _walk(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
     numbers = set(wanted)
-    return [(n, frame.to_image()) for n, frame in enumerate(container.decode(stream)) if n in numbers]
+    return [(n, _to_image(frame)) for n, frame in enumerate(container.decode(stream)) if n in numbers]
 
 
 def _jump(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
@@ -102,5 +105,10 @@ def _jump(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]
             if frame.time is None or frame.time >= time - seconds_a_frame / 2:
                 break
         if frame is not None:
-            found.append((number, frame.to_image()))
+            found.append((number, _to_image(frame)))
     return found
+
+
+def _to_image(frame) -> Image.Image:
+    check_size(frame.width, frame.height)
+    return frame.to_image().rotate(frame.rotation, expand=True)  # counter-clockwise both; phones film on their side

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from space.errors import InputError, check_size
+from space.errors import InputError, check_size, reason_of
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 OTHERS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})  # not worth opening
 MARK = b"DICM"
-FAULTS = (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError, EOFError)
 
 
 def is_dicom(source: Path | bytes) -> bool:
@@ -48,8 +47,8 @@ class DicomFile:
             self.frames = int(data.get("NumberOfFrames", 1) or 1)
         except InputError:
             raise
-        except FAULTS as error:
-            raise InputError(f"it is no DICOM file that can be read ({_reason(error)})") from None
+        except Exception as error:  # a damaged header can raise anything
+            raise InputError(f"it is no DICOM file that can be read ({reason_of(error)})") from None
 
     def frame(self, index: int = 0) -> Image.Image:
         """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over.
@@ -67,12 +66,12 @@ class DicomFile:
                 return _to_image(values if values.dtype == np.uint8 else _by_range(values))
             values = apply_modality_lut(self._without_unused_bits(values), self._data)
             grey = self._windowed(values.astype(np.float64))
-        except FAULTS as error:
+            return _to_image(255 - grey if kind == "MONOCHROME1" else grey)
+        except Exception as error:  # pydicom, Pillow and damaged values can raise anything
             if "missing dependencies" in str(error):
                 name = self._data.file_meta.TransferSyntaxUID.name
                 raise InputError(f"no decoder for {name} is installed: pip install pylibjpeg[libjpeg]") from None
-            raise InputError(f"the DICOM file's picture cannot be decoded ({_reason(error)})") from None
-        return _to_image(255 - grey if kind == "MONOCHROME1" else grey)
+            raise InputError(f"the DICOM file's picture cannot be decoded ({reason_of(error)})") from None
 
     def spread(self, count: int) -> list[tuple[int, Image.Image]]:
         """At most `count` evenly spaced frames, first and last included, as (number in the file, 8-bit RGB image)."""
@@ -115,7 +114,3 @@ def _by_range(values: np.ndarray) -> np.ndarray:
 
 def _to_image(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,6 +7,11 @@ class InputError(ValueError):
     """What was found, what was expected and what to do, in one line; verbs print it and exit with 1."""
 
 
+def reason_of(error: Exception) -> str:
+    """What another library's error says, in one short line, without the path that system errors end with."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+
+
 def check_size(width: int, height: int) -> None:
     """Raise InputError when an image of this size is too large to be decoded."""
     if width * height > MOST_PIXELS:

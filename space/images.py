@@ -14,6 +14,7 @@ from space.errors import InputError, check_size
 from space.remote import content_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not those for which Pillow starts other programs
 
 
 def load_image(source: str | Path | bytes | dict) -> Image.Image:
@@ -33,7 +34,7 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
             warnings.simplefilter("ignore")  # large or odd files: they are judged below
             if is_dicom(source):
                 return DicomFile(source).frame(0)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 check_size(*image.size)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
@@ -41,7 +42,7 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
         raise
     except FileNotFoundError:
         raise InputError("the file does not exist") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files can raise anything
         reason = "it is cut short" if "truncated" in str(error).lower() else "it is no image that can be read"
         raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP, WebP or DICOM file") from None
 

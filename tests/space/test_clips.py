@@ -1,9 +1,11 @@
+import struct
 import sys
 
+import av
 import numpy as np
 import pytest
 
-from space import clips
+from space import clips, errors
 from space.clips import is_clip, read_clip, read_frames
 from space.errors import InputError
 from tests.clips import CODECS, grey_of, write_clip
@@ -42,6 +44,37 @@ def test_what_is_no_clip_is_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match="no clip that can be read") as refusal:
             read_clip(tmp_path / name, 4)
         assert "\n" not in str(refusal.value)
+        assert str(tmp_path) not in str(refusal.value)
+
+
+def test_a_clip_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mp4", 3)
+    monkeypatch.setattr(errors, "MOST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(InputError, match="64 x 48 pixels"):
+        read_clip(path, 2)
+
+
+def test_a_clip_that_was_filmed_on_its_side_is_turned(tmp_path):
+    path, pixels = tmp_path / "clip.mp4", np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32] = 255  # what is on the left
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *stream.encode()])
+    straight, one = (
+        struct.pack(">9i", *matrix)
+        for matrix in (
+            (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30),
+            (0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30),
+        )
+    )  # x to the right becomes y downwards
+    header = path.read_bytes()
+    first = header.index(b"tkhd")
+    path.write_bytes(header[:first] + header[first:].replace(straight, one, 1))
+    turned = np.asarray(read_clip(path, 1)[0][1].convert("L"))
+    assert turned.shape == (64, 48)
+    assert turned[:24].min() > 200  # is on top
+    assert turned[40:].max() < 50
 
 
 def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):

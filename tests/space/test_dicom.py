@@ -105,10 +105,13 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     (tmp_path / "text.dcm").write_text("no DICOM at all")
     other = write_dicom(tmp_path / "other.dcm", RAMP, jpeg=True)
     other.write_bytes(other.read_bytes().replace(b"1.2.840.10008.1.2.4.50", JPEGLSLossless.encode()))
+    odd = tmp_path / "odd.dcm"  # BitsAllocated with a byte too many
+    odd.write_bytes(path.read_bytes().replace(b"\x28\x00\x00\x01US\x02\x00\x08", b"\x28\x00\x00\x01US\x03\x00\x08\x00"))
     huge = write_dicom(tmp_path / "huge.dcm", RAMP, Rows=30000, Columns=30000)
     for file, message in (
         (tmp_path / "half.dcm", "cannot be decoded"),
         (tmp_path / "text.dcm", "no picture|no DICOM"),
+        (odd, "cannot be decoded|no DICOM file that can be read"),
         (other, "no decoder for JPEG-LS .* is installed: pip install"),
         (huge, "30000 x 30000 pixels"),
     ):

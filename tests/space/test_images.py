@@ -7,7 +7,7 @@ from PIL import Image
 from transformers.image_utils import load_image as pipeline_load_image
 
 from space.errors import InputError
-from space.images import load_image
+from space.images import FORMATS, load_image
 
 
 def file_of(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -69,6 +69,7 @@ def test_an_animation_gives_its_first_frame():
     [
         (b"", "no image"),
         (b"just text", "no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "no image"),
         (file_of(Image.fromarray(noise(64, 64, 3)), "JPEG")[:1500], "cut short"),
         (file_of(Image.fromarray(noise(64, 64, 3)))[:5000], "cut short"),
     ],
@@ -77,6 +78,12 @@ def test_what_is_no_whole_image_is_refused_in_one_line(content, reason):
     with pytest.raises(InputError, match=reason) as refusal:
         load_image(content)
     assert "\n" not in str(refusal.value)
+
+
+def test_no_other_program_is_started_for_an_image():
+    started = Image.registered_extensions()
+    assert {"EPS", "GRIB", "HDF5", "BUFR", "WMF"} <= set(started.values())
+    assert not {"EPS", "GRIB", "HDF5", "BUFR", "WMF"} & set(FORMATS)
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded():
