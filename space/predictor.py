@@ -25,7 +25,7 @@ from space.abstention import Abstention
 from space.clips import load_frames
 from space.errors import InputError
 from space.runtimes import Network, check_mode, cores, exported_name, load_runtime
-from space.saliency import methods_for, saliency_maps
+from space.saliency import methods_for, placed, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
 LEAST = 1e-12  # probability whose logarithm is taken
@@ -37,8 +37,8 @@ class Answer(NamedTuple):
     """What the model says of one image.
 
     probabilities: (classes,), float64, they sum to 1. distance: how unlike the training images it is, in units of the
-    largest distance that is accepted; NaN when the model does not know. saliency: (rows, columns), what speaks for a
-    class; None unless asked for.
+    largest distance that is accepted; NaN when the model does not know. saliency: (rows, columns) over the whole image,
+    what speaks for a class; None unless asked for.
     """
 
     probabilities: np.ndarray
@@ -84,16 +84,22 @@ class Predictor:
             ) from None
         finally:
             logging.enable_progress_bar()
+        config = self.model.config
+        if config.num_labels < 2 or config.problem_type not in {None, "single_label_classification"}:
+            raise InputError(
+                f"{model_id}: has num_labels {config.num_labels} and problem_type {config.problem_type}; "
+                "expected a model that chooses one of two or more classes"
+            )
         self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
         device = _device()
         self.model.to(device, memory_format=torch.channels_last)
         network = Network(self.model, self.processor).eval().to(device)
         self.run = load_runtime(runtime, precision, Path(folder), network, bulk)
         self._turn = threading.Lock() if device.type != "cpu" else nullcontext()  # an accelerator does one at a time
-        config = self.model.config
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.threshold = float(getattr(config, "threshold", 0.5))
         self.methods = methods_for(self.model)
+        self._cuts = not np.allclose(self._seen((600, 400)), (0, 0, 1, 1), atol=0.01)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Preprocess RGB images: float32, (images, 3, height, width), where the model is."""
@@ -102,6 +108,19 @@ class Predictor:
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
         """RGB images at the size of the network's input, as `run` takes them: uint8, (images, 3, height, width)."""
         return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+
+    def _seen(self, size: tuple[int, int]) -> np.ndarray:
+        """Which part of an image of `size` (width, height) the processor gives to the network, for some cut off what is
+        at the border: left, top, right and bottom in shares of the image, found from where two ramps end."""
+        across, down = ((np.arange(side) + 0.5) / side * 255 for side in size)
+        ramps = np.stack(np.broadcast_arrays(across, down[:, None], 0), axis=-1).round().astype(np.uint8)
+        columns, rows, _ = self.pixels([Image.fromarray(ramps)])[0] / 255
+        ends = []
+        for line in (columns.mean(axis=0), rows.mean(axis=1)):
+            place = (np.arange(len(line)) + 0.5) / len(line)
+            inner = abs(place - 0.5) <= 0.3  # scaling bends the ends of a ramp
+            ends.append(np.polyval(np.polyfit(place[inner], line[inner], 1), (0, 1)).clip(0, 1))
+        return np.transpose(ends).ravel()
 
     def answer(
         self, images: Sequence[Image.Image], method: str | None = None, label: int | None = None
@@ -123,6 +142,8 @@ class Predictor:
                 with self._turn:
                     found = saliency_maps(self.model, pixels, classes.to(pixels.device), method)
                 shown = found.float().cpu().numpy()
+            if self._cuts:
+                shown = [placed(each, self._seen(image.size)) for each, image in zip(shown, images, strict=True)]
         return [Answer(*row) for row in zip(probabilities, distances.tolist(), shown, strict=True)]
 
     def look(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
@@ -177,8 +198,7 @@ class Predictor:
             each = list(islice(answers, len(frames)))
             told.append(each[0] if len(each) == 1 else self.pool(each))
             if show:
-                called = self.decide(told[-1].probabilities[None])[0]
-                surest = max(range(len(each)), key=lambda n: each[n].probabilities[called])
+                surest = self.surest(each)
                 show(number, frames[surest], each[surest])
         return told
 
@@ -187,6 +207,11 @@ class Predictor:
         logits = np.log(np.maximum([answer.probabilities for answer in answers], LEAST)).mean(axis=0)
         probabilities = np.exp(logits - logits.max())
         return Answer(probabilities / probabilities.sum(), float(np.median([answer.distance for answer in answers])))
+
+    def surest(self, answers: Sequence[Answer]) -> int:
+        """Which frame of a clip is most surely what the clip is called."""
+        called = self.decide(self.pool(answers).probabilities[None])[0]
+        return max(range(len(answers)), key=lambda n: answers[n].probabilities[called])
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Class indices of (images, classes): by the threshold with two classes, else by the greatest probability."""

@@ -8,6 +8,8 @@ networks, and other methods, are left to captum.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
@@ -22,6 +24,7 @@ METHODS = {
     "occlusion": "fall of the logit when a patch is greyed out (Zeiler and Fergus, ECCV 2014)",
 }
 PATCHES = 7  # a side: occluded patches, and the pixels that a gradient is averaged over
+WHOLE = 224  # rows and columns of the map of an image of which the network saw a part
 # Nine stops of matplotlib's inferno: even steps for the eye, told apart by colour-blind people too.
 INFERNO = np.array(
     [
@@ -123,6 +126,20 @@ def saliency_maps(model: nn.Module, pixel_values: torch.Tensor, classes: torch.T
             pixel_values, target=classes, sliding_window_shapes=(3, *sides), strides=steps, perturbations_per_eval=4
         )
     return found.sum(dim=1)
+
+
+def placed(saliency: np.ndarray, part: Sequence[float]) -> np.ndarray:
+    """The map of a part of an image as one of the whole, zero outside: (WHOLE, WHOLE).
+
+    part: its left, top, right and bottom in shares of the image, 0 to 1.
+    """
+    left, top, right, bottom = (round(WHOLE * share) for share in part)
+    left, top = min(left, WHOLE - 1), min(top, WHOLE - 1)
+    size = max(1, right - left), max(1, bottom - top)
+    whole = np.zeros((WHOLE, WHOLE), np.float32)
+    inside = Image.fromarray(saliency.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    whole[top : top + size[1], left : left + size[0]] = inside
+    return whole
 
 
 def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.7) -> Image.Image:

@@ -81,7 +81,7 @@ def clip_stage(
     """
     clip = predictor.pool(answers)
     positive = np.array([answer.probabilities[-1] for answer in answers])
-    first = int(positive.argmax() if predictor.decide(clip.probabilities[None])[0] else positive.argmin())
+    first = predictor.surest(answers)
     figures, points = [], []
     for place, ((number, image), answer) in enumerate(zip(frames, answers, strict=True)):
         words = describe(predictor, answer, texts)

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoModelForImageClassification, ConvNextImageProcessor, ResNetConfig, pipeline
 
 from space.errors import InputError
 from space.images import load_image
@@ -69,6 +69,7 @@ def test_a_clip_s_answer_has_the_mean_of_its_frames_logits(predictor):
     assert clip.distance == pytest.approx(0.3)
     assert predictor.pool(frames).distance == 0.4
     assert np.isfinite(predictor.pool(frames).probabilities).all()
+    assert predictor.surest(frames) == 2
 
 
 def test_a_model_without_abstention_abstains_never(small_model, tmp_path):
@@ -84,6 +85,27 @@ def test_the_threshold_decides_between_two_classes_and_the_greatest_among_more(p
     predictor.threshold = 0.3
     assert predictor.decide(np.array([[0.69, 0.31], [0.7, 0.3], [0.71, 0.29]])).tolist() == [1, 1, 0]
     assert predictor.decide(np.array([[0.2, 0.35, 0.45], [0.5, 0.3, 0.2]])).tolist() == [2, 0]
+
+
+def test_the_map_lies_where_a_processor_that_cuts_the_border_off_let_the_network_look(small_model, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(small_model / name, tmp_path)
+    ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.8).save_pretrained(tmp_path)
+    predictor, image = Predictor(tmp_path), Image.radial_gradient("L").resize((300, 150)).convert("RGB")
+    for method in ("cam", "occlusion"):
+        saliency = predictor.answer([image], method)[0].saliency  # of the middle: 40 % of the width, 80 % of the height
+        for axis, (first, last) in ((0, (0.3, 0.7)), (1, (0.1, 0.9))):
+            inside = np.flatnonzero(saliency.any(axis=axis)) / saliency.shape[1 - axis]
+            assert (inside[0], inside[-1]) == pytest.approx((first, last), abs=0.01)
+
+
+@pytest.mark.parametrize("changed", [{"problem_type": "multi_label_classification"}, {"id2label": {0: "sick"}}])
+def test_a_model_that_does_not_choose_one_of_several_classes_is_refused(tmp_path, changed):
+    config = ResNetConfig(layer_type="basic", depths=[1], hidden_sizes=[8], embedding_size=8, **changed)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    ConvNextImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected a model that chooses one of two or more classes"):
+        Predictor(tmp_path)
 
 
 def test_what_is_no_model_or_a_broken_one_is_refused_in_one_line(small_model, tmp_path):
