@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from space.predictor import Answer, Predictor
+import numpy as np
+
+from space.predictor import LEAST, Answer, Predictor
 from space.saliency import region
 from space.texts import Texts
 
-NEAR = 0.1  # of the threshold: probabilities that a small change of the image could carry over it
+NEAR = 0.4  # of the threshold, in log odds: what a small change of the image could carry over it; 0.1 at 0.5
 
 
 class Words(NamedTuple):
@@ -44,7 +46,7 @@ def describe(
             probability=f"{probability:.3f}",
             threshold=f"{threshold:.3f}",
         )
-        if abs(probability - threshold) < NEAR:
+        if abs(_log_odds(probability) - _log_odds(threshold)) < NEAR:
             doubts.append(texts("answer.near"))
     where = ""
     if answer.saliency is not None:
@@ -55,3 +57,8 @@ def describe(
             place = texts(f"places.{row}-{column}")
             where = texts("answer.region", label=label, place=place, share=max(1, round(100 * share)))
     return Words(texts(f"{what}.called", label=labels[index]), side, doubts, where)
+
+
+def _log_odds(probability: float) -> float:
+    probability = np.clip(probability, LEAST, 1 - LEAST)
+    return float(np.log(probability / (1 - probability)))

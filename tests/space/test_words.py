@@ -34,6 +34,8 @@ def test_the_side_of_the_threshold_and_the_doubts_are_told(predictor):
     assert sure.doubts == []
     assert "below" in said(predictor, 0.29, 0.3).side
     assert "near the threshold" in said(predictor, 0.29, 0.3).doubts[0]
+    assert len(said(predictor, 0.41, 0.5).doubts) == len(said(predictor, 0.021, 0.02).doubts) == 1
+    assert said(predictor, 0.0001, 0.02).doubts == said(predictor, 0.999, 0.95).doubts == []
     assert "unlike the training images" in said(predictor, 0.9, 0.3, distance=1.1).doubts[0]
     assert str(said(predictor, 0.9, 0.3, distance=1.1)).startswith("It is unlike")
 
