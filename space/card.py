@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 HOME = ("test", "folds")  # the evaluations on the test part of the model's own data, and on those of all folds
 
@@ -30,20 +32,26 @@ class Card:
         if not self._folder.is_dir():
             self._folder = Path(snapshot_download(str(model_id), allow_patterns=["README.md", "eval/*.png"]))
         path = self._folder / "README.md"
-        self._card = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
+        text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+        self._results, self._text = [], REGEX_YAML_BLOCK.sub("", text)
+        if self._text != text:
+            with contextlib.suppress(Exception):  # metadata made by others may be anything
+                self._results = list(ModelCard(text, ignore_metadata_errors=True).data.eval_results or ())
 
     def figures(self) -> list[Figures]:
         """Of each evaluation that the card's metadata (model-index) tells of, home first."""
         found: dict[str, dict] = {}
-        for result in (self._card.data.eval_results if self._card else None) or ():
+        for result in self._results:
             if not isinstance(result.metric_value, (int, float)):
                 continue  # a card made by others may say anything
             args = result.metric_args if isinstance(result.metric_args, dict) else {}
-            interval, name = args.get("ci95"), result.dataset_split or result.dataset_name
-            between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-            told = f"{result.metric_value:.2f}{between}"
+            name = str(result.dataset_split or result.dataset_name)
+            told = f"{result.metric_value:.2f}"
+            match args.get("ci95"):
+                case [int() | float() as low, int() | float() as high]:
+                    told += f" [{low:.2f}, {high:.2f}]"
             of = found.setdefault(name, {"at_home": not args.get("elsewhere", name not in HOME)})
-            of[result.metric_type] = told
+            of[str(result.metric_type)] = told
         both = [
             Figures(name, told["accuracy"], told["roc_auc"], told["at_home"])
             for name, told in found.items()
@@ -53,7 +61,7 @@ class Card:
 
     def text(self) -> str:
         """The card without its metadata, as Markdown; its pictures are in it, those that are not there are left out."""
-        return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", self._picture, self._card.text) if self._card else ""
+        return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", self._picture, self._text)
 
     def _picture(self, link: re.Match) -> str:
         path = (self._folder / link[2]).resolve()

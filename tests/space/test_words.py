@@ -93,3 +93,18 @@ def test_a_card_made_by_others_may_say_anything(tmp_path):
     (tmp_path / "README.md").write_text(f"---\n{told}---\ntext\n")
     assert Card(tmp_path).figures() == []
     assert Card(tmp_path).text().strip() == "text"
+
+
+@pytest.mark.parametrize("told", ["foo: [bad", "- a\n- b", "model-index: 3", "caf\xe9: 1", "eval_results: 3"])
+def test_a_card_whose_metadata_are_none_is_its_text(tmp_path, told):
+    (tmp_path / "README.md").write_bytes(f"---\n{told}\n---\ntext\n".encode("latin-1"))
+    assert Card(tmp_path).figures() == []
+    assert Card(tmp_path).text().strip() == "text"
+
+
+def test_an_interval_that_is_none_is_left_out(tmp_path):
+    metrics = [{"type": name, "value": 0.9, "args": {"ci95": 0.1}} for name in ("accuracy", "roc_auc")]
+    results = [{"task": {"type": "image-classification"}, "dataset": {"name": "x", "type": "x"}, "metrics": metrics}]
+    told = yaml.safe_dump({"model-index": [{"name": "m", "results": results}]})
+    (tmp_path / "README.md").write_text(f"---\n{told}---\ntext\n")
+    assert [(each.accuracy, each.auc) for each in Card(tmp_path).figures()] == [("0.90", "0.90")]
