@@ -73,7 +73,8 @@ def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputErro
             answer = answers[0] if len(answers) == 1 else batches.predictor.pool(answers)
         except InputError as reason:
             return row(batches.predictor, name, reason), None
-        return row(batches.predictor, name, answer), _thumbnail(images[0], answers[0])
+        surest = batches.predictor.surest(answers)
+        return row(batches.predictor, name, answer), _thumbnail(images[surest], answers[surest])
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:
@@ -102,32 +103,37 @@ def to_csv(rows: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-def read_labels(path: str | Path) -> dict[str, str]:
-    """True labels by name from a CSV file with the columns path (or file_name) and label. Raises InputError."""
+def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
+    """True labels by name from a CSV file with the columns path (or file_name) and label, where they are not blank.
+
+    labels: of the model. Raises InputError when there are others, or two for one name.
+    """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, na_filter=False, skipinitialspace=True)
     except (ValueError, OSError):
         table = pd.DataFrame()
     names = next((column for column in ("path", "file_name") if column in table), None)
     if names is None or "label" not in table:
         raise InputError("the file of labels is no CSV file with the columns path and label")
-    return dict(zip(table[names], table["label"], strict=True))
+    truth: dict[str, str] = {}
+    for name, label in zip(table[names].str.strip(), table["label"].str.strip(), strict=True):
+        if label and label not in labels:
+            raise InputError(
+                f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}: "
+                "leave it blank where none of them is true"
+            )
+        if label and truth.setdefault(name, label) != label:
+            raise InputError(f"the file of labels has two labels for {name}: leave one of them")
+    return truth
 
 
 def agreement(rows: Sequence[dict], labels: Sequence[str], truth: dict[str, str]) -> Agreement:
-    """Compare rows with the true labels of their names, or of the last part of these. Raises InputError.
+    """Compare rows with the true labels of their names, as `_labelled` finds them. Raises InputError.
 
     labels: of the model; with two of them there is an AUC, the Mann-Whitney statistic over its two sample sizes, when
     both occur.
     """
-    by_last = {PurePosixPath(name).name: label for name, label in truth.items()}
-    known = []
-    for each in rows:
-        label = truth.get(each["path"], by_last.get(PurePosixPath(each["path"]).name))
-        if label is not None and label not in labels:
-            raise InputError(f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}")
-        if label is not None:
-            known.append((label, each))
+    known = [(label, each) for label, each in zip(_labelled(rows, truth), rows, strict=True) if label]
     if not known:
         raise InputError("no true label was found for any of these files: the column path has to hold their names")
     counts: dict[tuple[str, str], int] = {}
@@ -141,3 +147,42 @@ def agreement(rows: Sequence[dict], labels: Sequence[str], truth: dict[str, str]
     if len(labels) == 2 and ones and zeros:
         auc = float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
     return Agreement(counts, auc)
+
+
+def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str | None]:
+    """The true label of each row, None where there is none.
+
+    A row has the label of the name that has the most last parts of the path in common with it, at least one, unless
+    another row has more of them. Raises InputError when several have as many.
+    """
+    paths = [each["path"] for each in rows]
+    near, names = _by_ending(paths), _by_ending(truth)
+    found = []
+    for path in paths:
+        own = [name for name in _nearest(path, names) if path in _nearest(name, near)]
+        labels = {truth[name] for name in own}
+        if len(labels) > 1 or any(len(_nearest(name, near)) > 1 for name in own):
+            raise InputError(
+                f"several files or labels have the name {path}: give the files in a zip, and in the column path their "
+                "names with the folders inside it"
+            )
+        found.append(next(iter(labels), None))
+    return found
+
+
+def _by_ending(paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in paths:
+        for ending in _endings(path):
+            found.setdefault(ending, []).append(path)
+    return found
+
+
+def _nearest(path: str, by_ending: dict[tuple[str, ...], list[str]]) -> list[str]:
+    return next((by_ending[ending] for ending in _endings(path) if ending in by_ending), [])
+
+
+def _endings(path: str) -> list[tuple[str, ...]]:
+    """The last parts of a path, from all of them to one."""
+    parts = PurePosixPath(path).parts
+    return [parts[first:] for first in range(len(parts))]

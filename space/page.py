@@ -116,14 +116,22 @@ class Page:
         if not files:
             return stage.refusal(self.texts("many.none")), "", None
         try:
-            truth = many.read_labels(labels) if labels else None
-            found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
-            rows = [each.row for each in found]
-            agreed = many.agreement(rows, self.model.predictor.labels, truth) if truth is not None else None
+            truth = many.read_labels(labels, self.model.predictor.labels) if labels else None
         except InputError as reason:
             return stage.refusal(str(reason)), "", None
+        found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
+        rows = [each.row for each in found]
+        agreed, refused = None, ""
+        try:
+            agreed = many.agreement(rows, self.model.predictor.labels, truth) if truth is not None else None
+        except InputError as reason:  # the answers are worth having without it
+            refused = stage.refusal(str(reason))
         summary = stage.summary(rows, self.model.predictor.labels, agreed, many.to_csv(rows), self.texts)
-        return summary, stage.gallery(found, self.texts), pd.DataFrame(rows).drop(columns=["group", "threshold"])
+        return (
+            refused + summary,
+            stage.gallery(found, self.texts),
+            pd.DataFrame(rows).drop(columns=["group", "threshold"]),
+        )
 
     def about(self) -> str:
         """What the page does, and the model's card."""

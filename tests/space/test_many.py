@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from space import many
 from space.errors import InputError
+from space.predictor import Answer
 from tests.clips import write_clip
 from tests.images import speckle, write_table
 
@@ -58,7 +59,7 @@ def test_figures_are_those_of_scikit_learn(tmp_path):
     rows += [row("broken.png", "", 0, "it is no image"), row("unlike.png", "", 0.7), row("other.png", "sick", 0.8)]
     named = [[f"{i}.png", LABELS[label]] for i, label in enumerate(truth)]
     write_table(tmp_path / "labels.csv", ["path", "label"], *named, ["broken.png", "sick"], ["unlike.png", "sick"])
-    agreed = many.agreement(rows, LABELS, many.read_labels(tmp_path / "labels.csv"))
+    agreed = many.agreement(rows, LABELS, many.read_labels(tmp_path / "labels.csv", LABELS))
     assert agreed.auc == pytest.approx(roc_auc_score([*truth, 1], [*scores, 0.7]))
     assert sum(agreed.counts.values()) == 62
     assert agreed.counts["sick", ""] == 2
@@ -71,9 +72,38 @@ def test_figures_are_those_of_scikit_learn(tmp_path):
         (["name", "label"], [["a.png", "sick"]], "columns path and label"),
         (["path", "label"], [["other.png", "sick"]], "no true label was found"),
         (["path", "label"], [["a.png", "ill"]], "the model knows normal, sick"),
+        (["path", "label"], [["a.png", "sick"], ["a.png", "normal"]], "two labels for a.png"),
+        (
+            ["path", "label"],
+            [["x/a.png", "sick"], ["y/a.png", "normal"]],
+            "several files or labels have the name a.png",
+        ),
+        (["path", "label"], [["b.png", "sick"]], "several files or labels have the name x/b.png"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_in_one_line(tmp_path, columns, rows, message):
     write_table(tmp_path / "labels.csv", columns, *rows)
     with pytest.raises(InputError, match=message):
-        many.agreement([row("a.png", "sick", 0.9)], LABELS, many.read_labels(tmp_path / "labels.csv"))
+        rows = [row(path, "sick", 0.9) for path in ("a.png", "x/b.png", "y/b.png")]
+        many.agreement(rows, LABELS, many.read_labels(tmp_path / "labels.csv", LABELS))
+
+
+def test_names_that_repeat_in_several_folders_are_told_apart_by_these(tmp_path):
+    (tmp_path / "labels.csv").write_text(
+        "path,label\nnormal/1.png, normal\nnormal/2.png,normal \n"
+        " data/sick/1.png,sick\nsick/2.png,\nelsewhere/3.png,sick\n"
+    )
+    truth = many.read_labels(tmp_path / "labels.csv", LABELS)
+    rows = [row(path, path.split("/")[-2], 0.9) for path in ("set/sick/1.png", "set/normal/1.png", "set/sick/2.png")]
+    rows += [row("set/normal/2.png", "normal", 0.1), row("set/sick/3.png", "sick", 0.9)]
+    assert many.agreement(rows, LABELS, truth).counts == {("sick", "sick"): 2, ("normal", "normal"): 2}
+
+
+def test_the_picture_of_a_clip_is_the_frame_that_is_most_surely_what_the_clip_is_called(model, tmp_path, monkeypatch):
+    answers = iter([Answer(np.array([1 - p, p]), 0.5, np.full((2, 2), p)) for p in (0.1, 0.7, 0.99, 0.9)])
+    monkeypatch.setattr(many, "load_frames", lambda source: [Image.new("RGB", (9, 9), (n, n, n)) for n in range(4)])
+    monkeypatch.setattr(model.batches, "answer", lambda image, method: next(answers))
+    monkeypatch.setattr(many, "_thumbnail", lambda image, answer: (image.getpixel((0, 0))[0], answer.probabilities[1]))
+    found = next(many.examine(model.batches, [("clip.mp4", tmp_path)]))
+    assert found.row["prediction"] == "sick"
+    assert found.picture == (2, 0.99)
