@@ -102,9 +102,12 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
 
         state = gr.State(time_to_live=server.KEPT)
         blocks.load(page.head, outputs=[head, explain, method], **quiet)
-        image.change(page.see, [image, explain, method], [seen, state], **quiet)
-        dicom_file.upload(page.see, [dicom_file, explain, method], [seen, state], **quiet)
-        gr.on([explain.input, method.input], page.see_again, [state, explain, method], seen, **quiet)
+        image.change(page.open, image, state, **quiet)
+        dicom_file.upload(page.open, dicom_file, state, **quiet)
+        # All that is drawn comes from one event, which runs again when something changed meanwhile: no older answer
+        # can come after a newer one.
+        changes = [state.change, explain.input, method.input]
+        gr.on(changes, page.see, [state, explain, method], seen, trigger_mode="always_last", **quiet)
         clip.change(page.see_clip, clip, clip_seen, api_visibility="private")
         start.click(page.see_many, [files, folder, labels], [summary, gallery, table], api_visibility="private")
         about_tab.select(page.about, outputs=about, **quiet)

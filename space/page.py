@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -41,7 +42,14 @@ class Model(NamedTuple):
         """From a folder or the Hub, in a mode of `space.runtimes`, and ready to answer at once. Raises InputError."""
         predictor = Predictor(model_id, runtime, precision)
         predictor.answer([Image.new("RGB", (64, 64))], predictor.methods[0])  # the first pass is slow
-        return cls(Path(model_id).name, Batches(predictor), Card(model_id))
+        return cls(Path(os.path.abspath(model_id)).name, Batches(predictor), Card(model_id))
+
+
+class Opened(NamedTuple):
+    """The image of a file, in RGB, and whether the file holds more frames than this first one."""
+
+    image: Image.Image
+    more: bool
 
 
 class Page:
@@ -76,23 +84,23 @@ class Page:
             gr.Radio(choices=methods, value=predictor.methods[0]),
         )
 
-    def see(self, file: str | None, shown: int | None, method: str | None) -> tuple[str, Image.Image | None]:
-        """A new image: the stage with the answer, and the image for whoever wants another class or method."""
-        if file is None:
-            return stage.empty(self.texts("image.empty")), None
+    def open(self, file: str | None) -> Opened | InputError | None:
+        """What is to be seen of a file, or why it cannot be read; None where there is no file."""
         try:
-            image = load_image(file)
+            return Opened(load_image(file), clips.is_clip(Path(file))) if file else None
         except InputError as reason:
-            return stage.refusal(str(reason)), None
-        return self.see_again(image, shown, method), image
+            return reason
 
-    def see_again(self, image: Image.Image | None, shown: int | None, method: str | None) -> str:
-        """The same image with the map of another class or by another method."""
-        if image is None:
+    def see(self, opened: Opened | InputError | None, shown: int | None, method: str | None) -> str:
+        """The stage with what was opened and its answer, and the map of a class by a method."""
+        if opened is None:
             return stage.empty(self.texts("image.empty"))
+        if isinstance(opened, InputError):
+            return stage.refusal(str(opened))
         label = shown if shown in range(len(self.model.predictor.labels)) else None
-        answer = self.model.batches.answer(image, method or self.model.predictor.methods[0], label)
-        return stage.image_stage(self.model.predictor, image, answer, self.texts, label)
+        answer = self.model.batches.answer(opened.image, method or self.model.predictor.methods[0], label)
+        more = f"<p>{escape(self.texts('image.first'))}</p>" if opened.more else ""
+        return stage.image_stage(self.model.predictor, opened.image, answer, self.texts, label) + more
 
     def see_clip(self, file: str | None, progress=PROGRESS) -> str:
         """A clip: its answer, and that for each of its frames on a time line."""

@@ -1,6 +1,7 @@
 """The page in a real browser: by mouse and by keyboard, wide and narrow, light and dark."""
 
 import re
+import time
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -125,11 +126,34 @@ def test_uploads_are_answered_or_refused_in_one_line(page, tmp_path):
     upload.set_input_files(tmp_path / "broken.png")
     expect(seen.get_by_role("alert")).to_contain_text("it is no image that can be read", timeout=15_000)
     assert "Traceback" not in page.content()
-    scan = write_dicom(tmp_path / "scan.dcm", speckle(0))
+    scan = write_dicom(tmp_path / "scan.dcm", np.stack([speckle(0), speckle(1)]))
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a DICOM file").click()
     chooser.value.set_files(scan)
     expect(seen.locator(".answer h2")).to_contain_text(CALLED, timeout=15_000)
+    expect(seen).to_contain_text("this is the first of them")
+
+
+def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(browser, address, model, monkeypatch):
+    page = browser.new_page()
+    page.goto(address)
+    expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+    seen, picture = page.locator("#seen"), page.locator("#seen .picture img").first
+    page.get_by_text("synthetic effusion").click()
+    first = picture.get_attribute("src", timeout=15_000)
+    answer = model.batches.answer
+    monkeypatch.setattr(model.batches, "answer", lambda *given: (time.sleep(0.3), answer(*given))[1])
+    page.locator("#explain").get_by_label("sick", exact=True).check()
+    page.get_by_text("synthetic normal").click()  # while the other image is still being looked at
+    page.wait_for_function("src => document.querySelector('#seen .picture img').src !== src", arg=first)
+    page.get_by_text("synthetic effusion").click()
+    for option in ("normal", "sick", "normal"):
+        page.locator("#explain").get_by_label(option, exact=True).check()
+        page.wait_for_timeout(80)
+    page.wait_for_timeout(1_500)
+    assert picture.get_attribute("src") == first
+    expect(seen).to_contain_text("speaks for normal")
+    page.close()
 
 
 def test_a_clip_is_answered_and_its_frames_are_chosen_on_a_time_line(page, tmp_path):
