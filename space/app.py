@@ -139,6 +139,7 @@ def _path(upload) -> str | None:
 def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Blocks:
     """Serve the page of `build_page` from a thread of its own; share: at a public address too."""
     blocks = build_page(loading, texts)
+    server.fetch_nothing()
     with contextlib.redirect_stdout(io.StringIO()):  # it would announce the MCP server before there is a page
         blocks.launch(
             share=share,
@@ -154,12 +155,25 @@ def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Block
     return blocks
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Have what was uploaded deleted too when the process is told to end, or its terminal is closed."""
+
+    def end(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a terminal says so twice
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup ignores it
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def main() -> None:
     """Load MODEL_ID and serve."""
     model_id = os.environ.get("MODEL_ID")
     if not model_id:
         sys.exit("error: MODEL_ID is not set; give it a model folder or a Hub id")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end is that of Ctrl-C: what was uploaded is deleted
+    _end_as_by_ctrl_c()
     blocks = None
     try:
         texts = Texts(os.environ.get("PAGE_LANGUAGE", "en"))

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEPT = 600  # seconds for which an upload may lie on the disk; it is deleted then, and when the server ends
@@ -67,6 +69,21 @@ def keep_uploads_private() -> None:
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="chest-opacity-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def fetch_nothing() -> None:
+    """Have gradio refuse addresses in place of files; it would fetch what is there from other servers."""
+    import gradio as gr
+    from gradio import processing_utils, routes
+
+    async def refuse(url: str):
+        raise gr.Error("nothing is fetched from other servers: give the file itself", print_exception=False)
+
+    async def forbid(url: str, request: Request):
+        raise HTTPException(403)
+
+    processing_utils.async_ssrf_protected_get = refuse
+    routes.secure_url_stream_response = forbid
 
 
 def sweep() -> None:

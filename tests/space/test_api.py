@@ -148,6 +148,15 @@ def test_other_files_of_other_folders_are_not_read(address):
         assert "event: error" in http.get(f"/call/predict/{event}").text
 
 
+def test_nothing_is_fetched_from_other_servers(address):
+    with httpx.Client(base_url=f"{address}/gradio_api") as http:
+        file = {"path": "http://93.184.215.14/scan.png", "meta": {"_type": "gradio.FileData"}}
+        for name, given in (("predict", [file, "", ""]), ("predict_batch", [[file]])):
+            event = http.post(f"/call/{name}", json={"data": given}).json()["event_id"]
+            assert "nothing is fetched from other servers" in http.get(f"/call/{name}/{event}").text
+        assert http.get("/file=http://93.184.215.14/scan.png").status_code == 403
+
+
 def test_browsers_are_told_to_allow_nothing_from_elsewhere(address):
     told = httpx.get(address).headers
     for name, value in server.HEADERS.items():

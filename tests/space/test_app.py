@@ -17,6 +17,7 @@ from PIL import Image
 
 from space import app, server, texts
 from space.errors import InputError
+from space.page import Model
 from tests.conftest import ROOT
 from tests.page import ask
 
@@ -47,7 +48,8 @@ def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(smal
             handle_file(EXAMPLES / "synthetic-normal.png"), api_name="/predict"
         )[2]
         kept = [path for path in (tmp_path / "tmp").rglob("*.png")]
-        process.terminate()
+        process.send_signal(signal.SIGHUP)  # its terminal is closed, and says so twice
+        process.send_signal(signal.SIGHUP)
         process.wait(30)
     assert re.search("calls this image (normal|sick)", said)
     assert kept
@@ -82,14 +84,20 @@ def files_below(folder):
 
 
 def test_a_missing_model_is_one_line(tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.delenv("MODEL_ID", raising=False)
     with pytest.raises(SystemExit, match="error: MODEL_ID is not set"):
         app.main()
     monkeypatch.setenv("MODEL_ID", str(tmp_path))
     with pytest.raises(SystemExit, match="^error: .* found no image classifier there"):
         app.main()
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_model_in_the_folder_where_one_stands_has_its_name(small_model, monkeypatch):
+    monkeypatch.chdir(small_model)
+    assert Model.load(".").name == small_model.name
 
 
 def test_the_space_s_requirements_are_the_versions_that_were_measured():
