@@ -11,6 +11,7 @@ files, or at random among a few row groups at a time.
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,9 @@ from space.errors import InputError
 
 ROW_GROUPS = 8
 SCHEME = "hf://"
+CELL = re.compile(  # any other file may have a # in its name
+    r"(hf://.+?\.(?:parquet|geoparquet|gpq))#([^/]+)/(\d+)/(\d+)/", re.IGNORECASE
+)
 _fetching = threading.Lock()  # so that threads that look into one row group do not fetch it twice
 
 
@@ -34,12 +38,11 @@ def content_of(image: dict) -> bytes | Path:
         return image["bytes"]
     if not image["path"].startswith(SCHEME):
         return Path(image["path"])
-    file, _, place = image["path"].partition("#")
     try:
-        if not place:
-            with HfFileSystem().open(file, "rb", block_size=0) as opened:
+        if not (cell := CELL.match(image["path"])):
+            with HfFileSystem().open(image["path"], "rb", block_size=0) as opened:
                 return opened.read()
-        column, group, row, _ = place.split("/", 3)
+        file, column, group, row = cell.groups()
         with _fetching:
             images = _row_group(file, column, int(group))
         content = (images[int(row)].as_py() or {}).get("bytes")
@@ -59,8 +62,8 @@ def read_content(image: dict) -> bytes:
 
 def row_group_of(image: dict) -> str | None:
     """What names the row group that an image is fetched with; None for an image that is fetched, or lies, alone."""
-    path = image["path"] or ""
-    return path.rsplit("/", 2)[0] if path.startswith(SCHEME) and "#" in path else None
+    cell = CELL.match(image["path"] or "")
+    return f"{cell[1]}#{cell[2]}/{cell[3]}" if cell else None
 
 
 def open_parquet(file: str):

@@ -1,6 +1,7 @@
 """A data set whose images stay on the Hub."""
 
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -73,6 +74,26 @@ except ValueError as error:
     told = client.read(code.format("load_image(images[0] | {'path': images[0]['path'].replace('train', 'no')})"))
     assert told.startswith("InputError it cannot be fetched from the Hub (")
     assert told.count("\n") == 1
+
+
+@pytest.mark.xdist_group("hub")
+def test_a_file_that_stays_on_the_hub_may_have_any_name(hub, client, small_home, tmp_path):
+    image = sorted((small_home / "images").iterdir())[0]
+    for name in ("normal/A#1.png", "sick/b.parquet#1.png", "sick/c 2%20é.png"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, tmp_path / "files" / name)
+    hub.add("dataset", "clinic/files", tmp_path / "files")
+    code = """
+from datasets import Image
+from space.remote import read_content, row_group_of
+from training.sources import load_data
+
+images = load_data("clinic/files?streaming=true").cast_column("image", Image(decode=False))["image"]
+for image in images:
+    print(image["path"].rpartition("/")[2], len(read_content(image)), row_group_of(image))
+"""
+    told = sorted(client.read(code).splitlines())
+    assert told == [f"{name} {image.stat().st_size} None" for name in ("A#1.png", "b.parquet#1.png", "c 2%20é.png")]
 
 
 @pytest.mark.xdist_group("hub")
