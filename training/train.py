@@ -176,13 +176,14 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
     if args.load_best_model_at_end and best is None:
         raise InputError("the validation loss was never a number, so no checkpoint is best; lower --learning_rate")
     step = int(best.rpartition("-")[2]) if args.load_best_model_at_end else rows[-1]["step"]
-    home = data.home
+    learned = [data.home, data.parts["also"]] if "also" in data.parts else [data.home]
+    licences = Counter(text for rows in learned for text in _column(rows, "license"))
     return {
         "name": name,
-        "sites": sorted(set(home["site"]) - {""}),
-        "licences": dict(Counter(home["license"]).most_common()) if "license" in home.column_names else {},
+        "sites": sorted(set(data.home["site"]) - {""}),
+        "licences": dict(licences.most_common()),
         "seconds": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 1),
-        "synthetic": "synthetic" in home.column_names and set(home["synthetic"]) == {"yes"},
+        "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic")),
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
         "best_metric": args.metric_for_best_model if args.load_best_model_at_end else None,  # None: the last is kept
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
@@ -193,6 +194,10 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "mode": args.mode,
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _column(rows: Dataset, name: str) -> list[str]:
+    return list(rows[name]) if name in rows.column_names else [""] * len(rows)
 
 
 def _from_hub(recipe: dict) -> dict[str, str | None]:

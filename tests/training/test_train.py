@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
@@ -170,6 +171,8 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_phantom,
 
 def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(small_model, small_home, tmp_path, capfd):
     write_phantom(tmp_path / "many", sites=10)
+    listed = pd.read_csv(tmp_path / "many" / "metadata.csv", keep_default_na=False)
+    listed.drop(columns=["synthetic", "license"]).to_csv(tmp_path / "many" / "metadata.csv", index=False)
     first = yaml.safe_load((RECIPES / "simulated.yaml").read_text()) | {
         "data": str(tmp_path / "many"),
         "validation_share": 0.4,
@@ -199,6 +202,11 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(sma
     assert f"trained besides on {tmp_path / 'many'}" in card
     assert f"first trained by {tmp_path / 'first.yaml'}" in card
     assert "1 epochs, the last one kept" in card
+    assert "has seen no person" not in card
+    assert metadata_load(tmp_path / "m" / "README.md")["license"] == "other"
+    licences = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["licences"]
+    assert set(licences) == {"", "Apache-2.0"}
+    assert licences[""] == len(simulated)
     assert steps == -(-((split["split"] == "train").sum() + len(simulated)) // 4)
 
 
