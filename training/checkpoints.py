@@ -21,6 +21,7 @@ from training import hub, repositories
 from training.outputs import copy_files
 from training.push import model_upload, push
 from training.repositories import Upload
+from training.unfinished import RUN, difference, read_run
 
 LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -69,6 +70,7 @@ class HubSaves(TrainerCallback):
             files |= {name: last / name for name in MODEL}
         if self.strategy is HubStrategy.CHECKPOINT:
             files |= {f"{LAST}/{path.name}": path for path in last.iterdir() if path.name != HERE_ONLY}
+            files[f"{LAST}/{RUN}"] = checkpoints.parent / RUN
             best = Path(state.best_model_checkpoint or last)
             if best.name != last.name:
                 files[f"{BEST}/model.safetensors"] = best / "model.safetensors"
@@ -79,37 +81,44 @@ class HubSaves(TrainerCallback):
             tqdm.write(f"warning: {error}; the training goes on")
 
     def push(self, model: Path) -> None:
-        """The whole model folder, with its own card, as the last commit."""
+        """The whole model folder, with its own card, as the last commit, which leaves no checkpoint there."""
         try:
             push([model_upload(model, self.repo)], f"Train {model.name}", self.private, self.revision)
         except InputError as error:
-            raise InputError(f"{error}; {model} is whole: chest-opacity push {model} --repo {self.repo}") from None
+            again = f"chest-opacity push {model} --repo {self.repo}{' --private' if self.private else ''}"
+            again += f" --revision {self.revision}" if self.revision else ""
+            raise InputError(f"{error}; {model} is whole: {again}") from None
 
 
-def fetch_start(checkpoints: Path, args: transformers.TrainingArguments, saves: HubSaves | None) -> None:
-    """Bring what a run is to go on from into its folder of checkpoints, where none is there yet.
+def fetch_start(work: Path, args: transformers.TrainingArguments, saves: HubSaves | None, overwrite: bool) -> None:
+    """Bring what a run is to go on from into the checkpoints of its unfinished folder, where none is there yet.
 
     That is the last checkpoint of the repository that resume_from_checkpoint names, or with hub_strategy: checkpoint
-    the last one of this very recipe. Raises InputError when resume_from_checkpoint has none.
+    the last one of this very run, unless it is to be given up. Raises InputError when resume_from_checkpoint has none.
     """
+    checkpoints = work / "checkpoints"
     if list(checkpoints.glob(f"checkpoint-*/{STATE}")):
         return
     if (repo := args.resume_from_checkpoint) is not None:
         hub.check_name(repo)
         if not _fetch(repo, args.hub_revision, checkpoints):
-            raise InputError(f"{repo}: found no {LAST}/ there; train with hub_strategy: checkpoint to have one")
-    elif saves and saves.strategy is HubStrategy.CHECKPOINT:
-        _fetch(saves.repo, saves.revision, checkpoints, saves.recipe)
+            raise InputError(
+                f"{repo}: found no {LAST}/ there; a run with hub_strategy: checkpoint has one till its end"
+            )
+    elif saves and saves.strategy is HubStrategy.CHECKPOINT and not overwrite:
+        _fetch(saves.repo, saves.revision, checkpoints, read_run(work))
 
 
-def _fetch(repo: str, revision: str | None, checkpoints: Path, recipe: str | None = None) -> bool:
-    """Copy a last checkpoint, and the best one's weights; False when there is none, or another recipe's."""
-    wanted = ["recipe.yaml", f"{LAST}/*", f"{BEST}/*"]
+def _fetch(repo: str, revision: str | None, checkpoints: Path, run: dict | None = None) -> bool:
+    """Copy a last checkpoint, and the best one's weights; False when there is none, or another run's than `run`."""
+    wanted = [f"{LAST}/*", f"{BEST}/*"]
     with hub.plainly(f"model {repo}"):
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not (fetched / LAST / STATE).is_file():
             return False
-        if recipe is not None and (fetched / "recipe.yaml").read_text() != recipe:
+        before = read_run(fetched / LAST)
+        if run and (differs := difference(before | {"mode": run["mode"]}, run)):  # it may go on on another machine
+            print(f"the last checkpoint of {repo} is of a run with {differs}, so training begins anew")
             return False
         state = json.loads((fetched / LAST / STATE).read_text())
         last = checkpoints / f"checkpoint-{state['global_step']}"

@@ -29,6 +29,7 @@ OURS: dict[Kind, tuple[str, ...]] = {
     "dataset": ("README.md", "data/*-?????-of-?????.parquet"),
     "space": ("*.py", "README.md", "requirements.txt", "page.css", "examples/*", "languages/*.toml"),
 }
+CHECKPOINTS = ("last-checkpoint/*", "best-checkpoint/*")  # of a run that is under way; a whole model needs none
 MARK: dict[Kind, str] = {"model": "recipe.yaml", "dataset": "data/*-?????-of-?????.parquet", "space": "predictor.py"}
 NEUTRAL = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # may stand in a repository made by hand
 
@@ -111,13 +112,14 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
     if strange and not any(matches(name, (MARK[upload.kind],)) for name in there):
         raise InputError(f"{upload}: it exists and holds something else, {strange[0]} for one; choose another name")
     names = _card_last(upload.files)
+    ours = OURS[upload.kind] + (CHECKPOINTS if upload.kind == "model" else ())
     return Plan(
         upload,
         head.sha,
         branch,
         added=[name for name in names if name not in there],
         changed=[name for name in names if name in there and not _is(upload.files[name], there[name])],
-        deleted=[name for name in there if name not in upload.files and matches(name, OURS[upload.kind])],
+        deleted=[name for name in there if name not in upload.files and matches(name, ours)],
     )
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -89,7 +89,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     with main_process_first():
         if training_args.process_index == 0:
             open_unfinished(work, run, model_args.overwrite)
-            fetch_start(work / "checkpoints", training_args, saves)
+            fetch_start(work, training_args, saves, model_args.overwrite)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     callbacks = [saves] if saves else []
     trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
@@ -133,8 +133,17 @@ def _tell(data: Prepared, args: DataArguments, say: Callable) -> None:
 
 def _circumstances(fitted: dict[str, Dataset], args: TrainingArguments) -> dict:
     """What has to be as it was, besides the recipe, for a run to go on where it was stopped."""
-    images = sha256("".join([*fitted["train"]["pixels"], *fitted["validation"]["pixels"]]).encode())
-    return {"images": images.hexdigest()[:12], "processes": args.world_size, "mode": args.mode}
+    parts, names = [fitted["train"], fitted["validation"]], fitted["train"].features["label"].names
+    return {
+        "images": _digest(pixels for rows in parts for pixels in rows["pixels"]),
+        "labels": _digest(names[label] for rows in parts for label in rows["label"]),
+        "processes": args.world_size,
+        "mode": args.mode,
+    }
+
+
+def _digest(words: Iterable[str]) -> str:
+    return sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def _together(one: Dataset, other: Dataset) -> Dataset:

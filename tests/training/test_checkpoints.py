@@ -1,5 +1,6 @@
 """push_to_hub: the Hub while a model is trained, and a start from there, over HTTP with the unmodified client."""
 
+import json
 import os
 
 import pytest
@@ -13,7 +14,7 @@ from tests.training.test_push import held, local_files, titles
 pytestmark = pytest.mark.xdist_group("hub")
 
 CHECKPOINT = ["config.json", "model.safetensors", "optimizer.pt", "preprocessor_config.json", "rng_state.pth"]
-CHECKPOINT += ["scheduler.pt", "trainer_state.json"]
+CHECKPOINT += ["run.yaml", "scheduler.pt", "trainer_state.json"]
 
 
 def command(data, repo, *settings):
@@ -54,6 +55,10 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     last = {f"last-checkpoint/{name}" for name in CHECKPOINT}
     begun = {".gitattributes", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
     assert repository.files().keys() - {"best-checkpoint/model.safetensors"} == begun | last
+    hub.asked.clear()
+    example = ROOT / "space" / "examples" / "synthetic-normal.png"
+    assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
+    assert not [one for one in hub.asked if "-checkpoint/" in one.path]
 
     told = client.run(*words, cwd=tmp_path / "elsewhere")
     assert told.code == 0, told.err
@@ -61,29 +66,63 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     model = tmp_path / "elsewhere" / "m"
     assert (model / "model.safetensors").read_bytes() == (small_model / "model.safetensors").read_bytes()
     assert os.listdir(tmp_path / "elsewhere") == ["m"]
-    kept = {name: content for name, content in held(repository).items() if "-checkpoint/" not in name}
-    assert kept == local_files(model)
+    assert held(repository) == local_files(model)  # there is nothing left to go on from
     steps = [f"Training in progress, step {step}" for step in (4, 3, 2)]
     assert titles(repository) == ["Train m", *steps, "initial commit"]
-    hub.asked.clear()
-    example = ROOT / "space" / "examples" / "synthetic-normal.png"
-    assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
     client.read("from training.hub import model_folder; model_folder('clinic/run')")
     assert local_files(client.here / "models" / "run") == local_files(model)
-    assert not [one for one in hub.asked if "-checkpoint/" in one.path]
+
+
+FETCH = """
+from types import SimpleNamespace
+from transformers.trainer_utils import HubStrategy
+from training.checkpoints import fetch_start
+from training.unfinished import last_checkpoint, open_unfinished
+
+work = Path(WORK)
+open_unfinished(work, RUN, False)
+saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
+fetch_start(work, SimpleNamespace(resume_from_checkpoint=None), saves, OVERWRITE)
+print(last_checkpoint(work / "checkpoints"))
+"""
+
+
+def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
+    """On another machine too; but not with other labels, and not when it is to be begun anew."""
+    run = {"seed": 1, "labels": "a", "mode": "float32"}
+    (tmp_path / "left" / "last-checkpoint").mkdir(parents=True)
+    for name, told in (("run.yaml", run), ("trainer_state.json", {"global_step": 7, "best_model_checkpoint": None})):
+        (tmp_path / "left" / "last-checkpoint" / name).write_text(json.dumps(told))
+    hub.add("model", "clinic/left", tmp_path / "left")
+
+    def fetch(name, overwrite, **other):
+        code = f"from pathlib import Path\nWORK, RUN, OVERWRITE = {str(tmp_path / name)!r}, {run | other}, {overwrite}"
+        return client.read(code + FETCH).splitlines()
+
+    checkpoint = str(tmp_path / "same" / "checkpoints" / "checkpoint-7")
+    assert fetch("same", False, mode="bf16") == ["going on from step 7, the last checkpoint of clinic/left", checkpoint]
+    assert fetch("labels", False, labels="b") == [
+        "the last checkpoint of clinic/left is of a run with labels: a where this one has b, so training begins anew",
+        "None",
+    ]
+    assert fetch("anew", True) == ["None"]
 
 
 def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_home, tmp_path):
-    hub.faults = [Fault("/commit/", 500)]
-    told = client.run(*command(small_home, "clinic/saves", "--hub_private_repo", "true"), cwd=tmp_path)
-    assert told.code == 0, told.err
+    hub.faults = [Fault("/commit/", 500), Fault("validate-yaml", 500)]  # a checkpoint's commit, and that of the card
+    words = command(small_home, "clinic/saves", "--hub_private_repo", "true", "--hub_revision", "next")
+    told = client.run(*words, cwd=tmp_path)
+    assert told.code == 1
     assert (
         "warning: model clinic/saves: the Hub is at fault; try again later (500: no); the training goes on" in told.out
     )
+    again = told.line.rpartition("m is whole: chest-opacity ")[2]
+    assert again == "push m --repo clinic/saves --private --revision next"
+    assert client.run(*again.split(), cwd=tmp_path).code == 0
     repository = hub.repository("model", "clinic/saves")
-    assert held(repository) == local_files(tmp_path / "m")
+    assert held(repository, "next") == local_files(tmp_path / "m")
     steps = yaml.safe_load((tmp_path / "m" / "eval" / "training.json").read_text())["epochs"][-1]["step"]
-    assert titles(repository) == ["Train m", f"Training in progress, step {steps}", "initial commit"]
+    assert titles(repository, "next") == ["Push m", f"Training in progress, step {steps}", "initial commit"]
     assert repository.state["private"]
 
 

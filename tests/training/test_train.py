@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,17 @@ def test_ctrl_c_saves_what_was_learnt_and_the_same_command_goes_on(small_model, 
         train.main([*command, "--learning_rate", "0.1"])
     train.main(command)
     assert distance(weights(tmp_path / "m"), weights(small_model)) == 0
+
+
+def test_a_run_is_another_once_an_image_has_another_label(parts):
+    args = SimpleNamespace(world_size=1, mode="float32")
+    before = train._circumstances(parts, args)
+    for part in ("train", "validation"):
+        labels = parts[part]["label"]
+        mended = parts[part].remove_columns("label").add_column("label", [1 - labels[0], *labels[1:]])
+        mended = mended.cast_column("label", parts[part].features["label"])
+        after = train._circumstances({**parts, part: mended}, args)
+        assert {key for key in before if before[key] != after[key]} == {"labels"}
 
 
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_phantom, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from space.errors import InputError
-from training.unfinished import last_checkpoint, open_unfinished
+from training.unfinished import difference, last_checkpoint, open_unfinished, read_run
 
 
 def checkpoints(folder, **states):
@@ -25,6 +25,18 @@ def test_what_the_same_run_left_is_kept_but_for_what_was_cut_short(tmp_path):
     open_unfinished(work, {"seed": 1}, False)
     left = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_dir())
     assert left == ["checkpoints", "checkpoints/checkpoint-10", "checkpoints/checkpoint-9"]
+
+
+def test_a_run_is_known_again_by_its_first_difference(tmp_path):
+    assert read_run(tmp_path) == {}
+    open_unfinished(tmp_path, {"seed": 1, "sites": ("A", "B")}, False)
+    assert read_run(tmp_path) == {"seed": 1, "sites": ["A", "B"]}
+    assert difference(read_run(tmp_path), {"sites": ["A", "B"], "seed": 1}) is None
+    assert difference(read_run(tmp_path), {"seed": 1, "sites": ["A"], "lr": 1}) == (
+        "sites: ['A', 'B'] where this one has ['A']"
+    )
+    (tmp_path / "run.yaml").write_text("half: [")
+    assert read_run(tmp_path) == {}
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1, "lr": 1.0}, {}])
