@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from huggingface_hub import SpaceCard, constants
 from huggingface_hub.repocard import metadata_load
 
@@ -25,20 +26,27 @@ from training.cli import Parser, run
 from training.repositories import Plan, Upload
 
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
+NEEDED += ("eval/training.json",)
 PAGE = Path(space.__file__).parent
 LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
+SYNTHETIC = '<meta name="synthetic" content="yes">'  # in report.html, where none of its images are real
 
 
 def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
     """A model folder as it is, without what does not belong to one; raises InputError when it is not whole.
 
-    Pictures that show images of the data stay here, unless those are synthetic or `rights` to share them are claimed.
+    Pictures that show images of the data stay here, unless those are known to be synthetic or `rights` to share them
+    are claimed.
     """
     if missing := [name for name in NEEDED if not (folder / name).is_file()]:
         raise InputError(
             f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
         )
+    for name in ("config.json", "recipe.yaml", "README.md"):
+        _read(folder / name)
+    for told in sorted((folder / "eval").glob("*.json")):
+        _read(told)
     files = repositories.own_files("model", folder)
     shown = [] if rights else [name for name in files if _shows_people(name, folder)]
     return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
@@ -46,7 +54,7 @@ def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
     """The page for a model of the Hub; its README.md is written into `work`."""
-    card, told = SpaceCard.load(PAGE / "README.md"), metadata_load(model.files["README.md"]) or {}
+    card, told = SpaceCard.load(PAGE / "README.md"), _read(model.files["README.md"])
     loaded = sorted(name for name in model.files if repositories.matches(name, LOADED))
     card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
     card.data.license = told.get("license")
@@ -120,12 +128,26 @@ def _plan(upload: Upload, revision: str | None, private: bool, dry_run: bool) ->
 def _shows_people(name: str, folder: Path) -> bool:
     if not repositories.matches(name, SHOWING):
         return False
-    told = [path for path in (folder / "eval").glob("*.json") if name == "report.html" or _tells_of(path, name)]
-    return not all(json.loads(path.read_text()).get("synthetic", True) for path in told)
+    if name == "report.html":
+        return SYNTHETIC.encode() not in (folder / name).read_bytes()
+    of = "training" if name == "eval/samples.png" else Path(name).stem.removesuffix("_gallery")
+    told = folder / "eval" / f"{of}.json"
+    return not (told.is_file() and _read(told).get("synthetic") is True)
 
 
-def _tells_of(told: Path, picture: str) -> bool:
-    return told.stem == ("training" if picture.endswith("samples.png") else Path(picture).stem.removesuffix("_gallery"))
+def _read(file: Path) -> dict:
+    """A JSON or YAML file, or what stands at the head of a card. Raises InputError when it cannot be read."""
+    kind = "JSON" if file.suffix == ".json" else "YAML"
+    try:
+        if file.suffix == ".md":
+            told = metadata_load(file) or {}
+        else:
+            told = json.loads(file.read_text()) if kind == "JSON" else yaml.safe_load(file.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: no {kind} that can be read ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(told, dict):
+        raise InputError(f"{file}: found no names and values; mend it")
+    return told
 
 
 def _variables(upload: Upload) -> dict[str, str]:
@@ -182,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"not part of a model folder, so not sent: {', '.join(left)}")
     if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
         print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
-    if not json.loads((args.model / "eval" / "training.json").read_text())["synthetic"]:
+    if not all(_read(told).get("synthetic", True) for told in (args.model / "eval").glob("*.json")):
         print("split.csv, recipe.yaml and eval/*.csv name your images, groups and folders as they are called here")
     if args.space and args.private:
         print("a Space sees a private model only with a token: give it one that may read, as its secret HF_TOKEN")

@@ -15,7 +15,10 @@ TEMPLATES = Path(__file__).parent
 
 
 def write_report(folder: Path) -> None:
-    """Render report.html from the files of a model folder, its pictures inside, and eval/comparison.png."""
+    """Render report.html from the files of a model folder, its pictures inside, and eval/comparison.png.
+
+    A page without real images says so, by <meta name="synthetic" content="yes">.
+    """
     told = gather(folder)
     plots.save(folder / "eval" / "comparison.png", plots.comparison(told["evaluations"]))
 

@@ -177,3 +177,6 @@ def test_other_data_than_the_model_s_is_refused(secret):
     Image.fromarray(speckle(9)).save(data / "Doe_John" / "Doe1.jpg")
     with pytest.raises(InputError, match=r"1 of the 5 images in the model's split.csv are not there as they were"):
         read_publishable(str(data), model, rights=False)
+    (model / "split.csv").write_text("")
+    with pytest.raises(InputError, match=r"split.csv: found no table of path, pixels and split \(No columns"):
+        read_publishable(str(data), model, rights=False)

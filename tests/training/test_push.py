@@ -266,13 +266,40 @@ def test_a_full_disk_is_one_line():
         full.write_text("x")
 
 
-def test_pictures_of_real_images_stay_here_unless_there_are_the_rights(model):
-    for name in ("samples", "test_gallery", "external_gallery"):
+def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_rights(model):
+    def left():
+        return local_files(model).keys() - push.model_upload(model, "clinic/x").files.keys()
+
+    for name in ("samples", "test_gallery", "external_gallery", "forgotten_gallery"):
         (model / "eval" / f"{name}.png").write_bytes(b"picture")
-    (model / "report.html").write_text("with pictures")
     told = json.loads((model / "eval" / "external.json").read_text())
-    assert len(push.model_upload(model, "clinic/x").files) == len(local_files(model))
+    assert left() == {"eval/forgotten_gallery.png"}
+    (model / "report.html").write_text("with pictures, and no mark")
     (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
-    left = local_files(model).keys() - push.model_upload(model, "clinic/x").files.keys()
-    assert left == {"eval/external_gallery.png", "report.html"}
+    assert left() == {"eval/forgotten_gallery.png", "eval/external_gallery.png", "report.html"}
     assert len(push.model_upload(model, "clinic/x", rights=True).files) == len(local_files(model))
+
+
+def test_it_is_said_that_names_of_images_are_sent_once_one_evaluation_is_of_real_ones(hub, client, model):
+    words = ["push", model, "--repo", "clinic/named", "--dry-run"]
+    assert "name your images" not in client.run(*words).out
+    told = json.loads((model / "eval" / "external.json").read_text())
+    (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
+    assert "split.csv, recipe.yaml and eval/*.csv name your images" in client.run(*words).out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("eval/training.json", None, r"found no model folder \(eval/training.json is missing\)"),
+        ("eval/test.json", "{broken", "eval/test.json: no JSON that can be read"),
+        ("eval/training.json", "[]", "eval/training.json: found no names and values; mend it"),
+        ("recipe.yaml", "a: [\n", "recipe.yaml: no YAML that can be read"),
+        ("README.md", "---\na: [\n---\n", "README.md: no YAML that can be read"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused_before_anything_is_sent(model, name, content, message):
+    (model / name).write_text(content) if content else (model / name).unlink()
+    with pytest.raises(InputError, match=message) as refusal:
+        push.main([str(model), "--repo", "clinic/x", "--space", "clinic/y"])
+    assert "\n" not in str(refusal.value)

@@ -1,13 +1,16 @@
 import json
 import re
+import shutil
 
-from training.report import of_a_hundred
+from training.push import SYNTHETIC
+from training.report import of_a_hundred, write_report
 
 
 def test_the_report_is_one_page_with_its_pictures_inside(small_model):
     page = (small_model / "report.html").read_text()
     assert len(re.findall(r'<img class="wide" src="data:image/png;base64,[\w+/=]{1000,}"', page)) == 1 + 2 * 3 + 1
     assert not re.search(r'(src|href)="(?!data:)', page)
+    assert SYNTHETIC in page
     for told in (
         "Can small be trusted?",
         "not a medical device",
@@ -16,6 +19,14 @@ def test_the_report_is_one_page_with_its_pictures_inside(small_model):
         "Nothing leaks between the parts",
     ):
         assert told in page
+
+
+def test_a_report_with_one_evaluation_of_real_images_is_not_marked_as_synthetic(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    told = json.loads((model / "eval" / "external.json").read_text())
+    (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
+    write_report(model)
+    assert SYNTHETIC not in (model / "report.html").read_text()
 
 
 def test_the_report_says_the_figures_in_words(small_model):
