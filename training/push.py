@@ -88,7 +88,7 @@ def push(
 
     private: make those private that are new; revision: commit to this branch; tag: name the commits. A Space is told
     by its variable MODEL_ID which model to show. Raises InputError before anything is sent when one of the repositories
-    cannot be written to, or holds something else.
+    cannot be written to, holds something else, or holds an evaluation of this very model that is not here.
     """
     if not dry_run:
         hub.require_token()
@@ -99,6 +99,7 @@ def push(
         if known[plan.upload] and (known[plan.upload] != plan.head or not plan.empty):
             raise InputError(f"{plan.upload}: the tag {tag} names another commit already; choose another")
     for plan in plans:
+        _require_evaluations(plan)
         print(plan)
     if dry_run:
         print("nothing was sent (--dry-run)")
@@ -123,6 +124,16 @@ def _plan(upload: Upload, revision: str | None, private: bool, dry_run: bool) ->
             raise
         print(f"{error}; this is as if nothing were there:")
         return repositories.fresh(upload, revision)
+
+
+def _require_evaluations(plan: Plan) -> None:
+    """Raise InputError when what somebody else, or this model elsewhere, was found worth would be deleted."""
+    others = [name for name in plan.deleted if repositories.matches(name, ("eval/*.json",))]
+    if others and plan.upload.kind == "model" and "model.safetensors" not in plan.added + plan.changed:
+        raise InputError(
+            f"{plan.upload}: {others[0]} is there and not here; put it here (hf download {plan.upload.repo} --include "
+            f"'{others[0].removesuffix('.json')}*' --local-dir FOLDER) and evaluate again, or delete it there"
+        )
 
 
 def _shows_people(name: str, folder: Path) -> bool:

@@ -158,6 +158,11 @@ def test_a_model_of_the_hub_is_evaluated_in_a_folder_of_its_name_and_pushed_agai
     changed = set(re.findall(r"^  [+~-] (\S+)", told.out, re.MULTILINE))
     assert {"README.md", "eval/b.json", "eval/c.csv"} <= changed
     assert not changed & {"config.json", "model.safetensors", "split.csv", "eval/test.json", "eval/training.json"}
+    repository = hub.repository("model", "clinic/back")
+    repository.commit("main", "theirs", {"eval/theirs.json": repository.keep(b"{}")}, [], "clinic")
+    told = client.run("push", folder, "--repo", "clinic/back")
+    assert "clinic/back: eval/theirs.json is there and not here; put it here (hf download clinic/back" in told.line
+    assert titles(repository)[0] == "theirs"
     (folder / "config.json").write_text("{}")
     assert "models/back exists and is another model than clinic/back" in client.run(*words, "--name", "d").line
 
