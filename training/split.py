@@ -115,8 +115,6 @@ def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[in
 
 def balance_all(rows: Dataset, args: DataArguments) -> Dataset:
     """All images as they are to be split, undersampled where balance_scope says so."""
-    if args.per_class and args.balance != "undersample":
-        raise InputError(f"per_class: {args.per_class} is for balance: undersample; found balance: {args.balance}")
     if args.balance_scope == "train":
         return rows
     if args.balance == "oversample":

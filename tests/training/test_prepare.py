@@ -94,7 +94,6 @@ def test_other_patients_choose_the_checkpoint_of_each_fold_so_that_all_are_train
         ({"folds": 30}, "fold 0 of 30 holds no image; make fewer folds"),
         ({"test_site": "B", "sites": ["A"]}, "test_site B: found the sites A among the images of home"),
         ({"test_site": "Z"}, "found no site Z; the sites are A, B, C"),
-        ({"per_class": 5}, "per_class: 5 is for balance: undersample"),
     ],
 )
 def test_what_does_not_say_one_test_part_is_refused(clips, settings, message):
