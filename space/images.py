@@ -13,7 +13,7 @@ from space.dicom import DicomFile, is_dicom
 from space.errors import InputError, check_size
 from space.remote import content_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not those for which Pillow starts other programs
 
 

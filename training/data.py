@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Image
 
+from space.images import SUFFIXES
 from space.remote import read_content
 from training import phantom
 from training.cli import Parser, run
@@ -48,7 +49,7 @@ def _file_name(path: str) -> str:
     """The name of an image in the folder: clip.mp4#12 becomes images/clip.mp4-12.png."""
     path, _, frame = path.partition("#")
     name = "/".join(part for part in path.removeprefix("images/").split("/") if part not in {"", ".", ".."})
-    suffix = "" if Path(name).suffix.lower() in {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"} else ".png"
+    suffix = "" if Path(name).suffix.lower() in SUFFIXES else ".png"
     return f"images/{name}{'-' + frame if frame else ''}{suffix}"
 
 

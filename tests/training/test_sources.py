@@ -22,10 +22,10 @@ from training.sources import UNLABELLED, load_data
 
 
 def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
-    write_images(tmp_path, "abnormal/1.png", "normal/1.png", "abnormal/2.jpg")
+    write_images(tmp_path, "COVID/1.png", "Normal/1.png", "COVID/2.jfif", "__MACOSX/Normal/1.png")
     rows = load_data(tmp_path)
-    assert rows.features["label"] == ClassLabel(names=["normal", "abnormal"])
-    assert list(rows["path"]) == ["abnormal/1.png", "abnormal/2.jpg", "normal/1.png"]
+    assert rows.features["label"] == ClassLabel(names=["Normal", "COVID"])
+    assert list(rows["path"]) == ["COVID/1.png", "COVID/2.jfif", "Normal/1.png"]
     assert list(rows["label"]) == [1, 1, 0]
     assert rows[0]["image"].size == (9, 8)
 
