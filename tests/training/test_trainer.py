@@ -37,12 +37,15 @@ def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema_decay": 0.8},
-        {"mixup": 0.4, "cutmix": 1.0},
-        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "min", "patience": 0}},
-        {"early_stopping_patience": 1, "greater_is_better": True},  # a falling loss counts as getting worse
+        {"ema_decay": 0.8, "mixup": 0.4, "cutmix": 1.0},
+        {
+            "lr_scheduler_type": "reduce_lr_on_plateau",
+            "lr_scheduler_kwargs": {"mode": "min", "patience": 0},
+            "early_stopping_patience": 1,
+            "greater_is_better": True,  # a falling loss counts as getting worse
+        },
     ],
-    ids=["ema", "mixup", "plateau", "early stopping"],
+    ids=["averaging and mixing", "plateau and early stopping"],
 )
 def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, settings):
     settings |= {"num_train_epochs": 3, "lr_scheduler_type": settings.get("lr_scheduler_type", "cosine")}
