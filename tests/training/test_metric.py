@@ -189,7 +189,8 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
     told = compute(np.eye(2)[truth] * 0.8 + 0.1, truth, groups=groups)
     assert told["ci95"]["accuracy"] == pytest.approx([binomtest(8, 8).proportion_ci().low, 1])
     assert told["ci95"]["sensitivity"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
-    assert told["ci95"]["per_class"]["sensitivity"]["0"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
+    assert told["ci95"]["per_class"]["precision"]["0"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
+    assert told["ci95"]["npv"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 
 def test_the_order_of_images_that_are_given_the_same_does_not_matter():

@@ -93,7 +93,7 @@ class ChestOpacityMetric(evaluate.Metric):
         if draws:
             drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
             told["ci95"] = _arranged(drawn, labels, interval)
-            _widen(told["ci95"], groups, truth, labels)
+            _widen(told["ci95"], groups, truth, decided, labels)
             told["ece_by_chance"] = interval(chance_errors(probabilities, groups, CHANCE_DRAWS, seed))
         return told
 
@@ -135,15 +135,28 @@ def _arranged(values, labels, form):
     return told | {"f1": of_class("f1"), "per_class": {name: of_class(name) for name in PER_CLASS}}
 
 
-def _widen(intervals, groups, truth, labels):
-    """Do not be surer of shares than their groups allow, in place; see `widened`."""
-    of_class = [len(np.unique(groups[truth == label])) for label in range(len(labels))]
-    others = [len(np.unique(groups[truth != label])) for label in range(len(labels))]
-    shares = [(intervals, "accuracy", len(np.unique(groups))), (intervals, "balanced_accuracy", min(of_class))]
-    shares += [(intervals, "sensitivity", of_class[-1]), (intervals, "specificity", others[-1])]
-    for index, label in enumerate(labels):
-        shares.append((intervals["per_class"]["sensitivity"], label, of_class[index]))
-        shares.append((intervals["per_class"]["specificity"], label, others[index]))
+def _widen(intervals, groups, truth, decided, labels):
+    """Do not be surer of shares than the groups that they are of allow, in place; see `widened`."""
+
+    def counts(chosen):
+        return [len(np.unique(groups[each])) for each in chosen]
+
+    classes, per_class = range(len(labels)), intervals["per_class"]
+    of_class, others, called, not_called = (
+        counts(which(values, label) for label in classes)
+        for values in (truth, decided)
+        for which in (np.equal, np.not_equal)
+    )
+    shares = [
+        (intervals, "accuracy", groups.max() + 1),
+        (intervals, "balanced_accuracy", min(of_class)),
+        (intervals, "sensitivity", of_class[-1]),
+        (intervals, "specificity", others[-1]),
+        *((intervals, name, called[-1]) for name in ("precision", "ppv")),
+        (intervals, "npv", not_called[-1]),
+    ]
+    for name, numbers in (("sensitivity", of_class), ("specificity", others), ("precision", called)):
+        shares += [(per_class[name], label, number) for label, number in zip(labels, numbers, strict=True)]
     for told, name, number in shares:
         if told[name] is not None:
             told[name] = widened(told[name], number)
