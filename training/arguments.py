@@ -244,12 +244,7 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
         ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
         ("folds", data.folds, data.folds is None or data.folds > 1, "at least 2"),
         ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),
-        (
-            "validation_share and test_share",
-            shares,
-            min(shares) > 0 and sum(shares) < 1,
-            "shares that leave a train part",
-        ),
+        ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
         ("seed", training.seed, training.seed >= 0, "at least 0"),
         ("mixup", training.mixup, training.mixup >= 0, "at least 0"),
         ("cutmix", training.cutmix, training.cutmix >= 0, "at least 0"),

@@ -35,7 +35,7 @@ class Calibration:
         return logits * self.scale + self.shift
 
     def undo(self, logits: np.ndarray) -> np.ndarray:
-        """The logits before calibration."""
+        """The logits before calibration; with one scale for all classes, logarithms of probabilities do as well."""
         return (logits - self.shift) / self.scale
 
     def fold_into(self, model: nn.Module) -> None:

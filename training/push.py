@@ -25,8 +25,10 @@ from training import hub, repositories
 from training.cli import Parser, run
 from training.repositories import Plan, Upload
 
-NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "split.csv")
-NEEDED += ("eval/training.json",)
+NEEDED = (
+    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *("README.md", "recipe.yaml", "split.csv", "eval/training.json"),
+)
 PAGE = Path(space.__file__).parent
 LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them

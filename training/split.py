@@ -33,9 +33,7 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
     if args.split_by == "column":
         if "split" not in rows.column_names:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
-        if strange := sorted(
-            set(rows["split"]) - {""} - {value for value in rows["split"] if value.lower() in PART_OF}
-        ):
+        if strange := sorted({value for value in rows["split"] if value and value.lower() not in PART_OF}):
             raise InputError(f"{args.data}: found split {strange[0]!r}; expected {', '.join(PARTS)}, or nothing")
         assigned[:] = [PART_OF.get(value.lower(), "") for value in rows["split"]]
     elif args.test_site:

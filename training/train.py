@@ -59,7 +59,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     """Make the model folder training_args.output_dir and return its path.
 
     It is made in a hidden folder beside it, which holds the checkpoints that a second run goes on from. Raises
-    InputError on unfit data, an unknown base, or when the folder exists and model_args.overwrite is false.
+    InputError on unfit data, an unknown base, or when the folder exists, unless it is a model folder that may be
+    overwritten.
     """
     final = Path(training_args.output_dir)
     if not (model_args.overwrite and _is_model_folder(final)):
