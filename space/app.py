@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -186,7 +187,11 @@ def main() -> None:
             blocks.close(verbose=False)
         sys.exit(f"error: {error}")
     print(f"\npage: {blocks.share_url or blocks.local_url}", flush=True)
-    blocks.block_thread()
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        blocks.close(verbose=False)  # lets go of open pages, for which gradio's block_thread would wait
 
 
 if __name__ == "__main__":

@@ -239,10 +239,13 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
 def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
     """Raise InputError for a value that would end a run later on, or be taken for another."""
     shares = data.validation_share, data.test_share
+    doubled = data.balance == "oversample" and data.balance_scope == "all"
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     for key, value, fits, expected in (
         ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
         ("folds", data.folds, data.folds is None or data.folds > 1, "at least 2"),
+        ("fold", data.fold, not data.folds or 0 <= data.fold < data.folds, f"0 to {(data.folds or 1) - 1}"),
+        ("balance_scope", data.balance_scope, not doubled, "train where oversample makes copies"),
         ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),
         ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
         ("seed", training.seed, training.seed >= 0, "at least 0"),

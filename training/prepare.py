@@ -16,7 +16,7 @@ from training.audit import audit_data, find_leaks
 from training.fingerprint import require_readable
 from training.processes import from_main_process, main_process_first
 from training.sources import UNLABELLED, load_data, require_sites
-from training.split import PARTS, balance_all, balance_train, deviation, split
+from training.split import PARTS, balance_all, balance_train, deviation, require_test_part, split
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,21 @@ def prepare(args: DataArguments) -> Prepared:
     """
     with main_process_first():
         named = _read(args)
-    images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
-    named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
-
     rows = named[args.data]
-    names = rows.features["label"].names
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
     require_sites([*(args.sites or []), *([args.test_site] if args.test_site else [])], rows)
     internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
     known = labels != UNLABELLED
     home = rows.select(np.flatnonzero(known & internal))
     _require_classes(home, args)
+    require_test_part(home, args)
 
+    images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
+    named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
+    rows = named[args.data]
+    home = rows.select(np.flatnonzero(known & internal))
     parts = split(balance_all(home, args), args)
-    _require_parts(parts, names, args)
+    _require_parts(parts, rows.features["label"].names, args)
     off = deviation(parts, args)
     parts["train"] = balance_train(parts["train"], args)
     if (known & ~internal).any():

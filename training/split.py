@@ -21,12 +21,8 @@ from training.listings import PART_OF
 PARTS = ("train", "validation", "test")
 
 
-def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
-    """The rows as train, validation and test: by shares, by a column, by folds or by site."""
-    units = np.asarray(rows["path"] if args.split_by == "image" else rows["merged"])
-    labels, seed = np.asarray(rows["label"]), args.split_seed
-    shares = {"train": 1.0, "validation": args.validation_share, "test": args.test_share}
-    assigned = np.full(len(rows), "", dtype=object)
+def require_test_part(rows: Dataset, args: DataArguments) -> None:
+    """Raise InputError where more than one setting says what the test part is, or one that the rows do not allow."""
     ways = {"split_by: column": args.split_by == "column", "test_site": args.test_site, "folds": args.folds}
     if len(chosen := [name for name, given in ways.items() if given]) > 1:
         raise InputError(f"found {' and '.join(chosen)}; expected one of them, for each says what the test part is")
@@ -35,15 +31,22 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
         if strange := sorted({value for value in rows["split"] if value and value.lower() not in PART_OF}):
             raise InputError(f"{args.data}: found split {strange[0]!r}; expected {', '.join(PARTS)}, or nothing")
+    if args.test_site and args.test_site not in rows["site"]:
+        sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"
+        raise InputError(f"test_site {args.test_site}: found the sites {sites} among the images of home")
+
+
+def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
+    """The rows as train, validation and test: by shares, by a column, by folds or by site."""
+    units = np.asarray(rows["path"] if args.split_by == "image" else rows["merged"])
+    labels, seed = np.asarray(rows["label"]), args.split_seed
+    shares = {"train": 1.0, "validation": args.validation_share, "test": args.test_share}
+    assigned = np.full(len(rows), "", dtype=object)
+    if args.split_by == "column":
         assigned[:] = [PART_OF.get(value.lower(), "") for value in rows["split"]]
     elif args.test_site:
         assigned[np.asarray(rows["site"]) == args.test_site] = "test"
-        if not (assigned == "test").any():
-            sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"
-            raise InputError(f"test_site {args.test_site}: found the sites {sites} among the images of home")
     elif args.folds:
-        if not 0 <= args.fold < args.folds:
-            raise InputError(f"fold {args.fold}: expected 0 to {args.folds - 1}, for there are {args.folds} folds")
         folds = {str(fold): 1 / args.folds for fold in range(args.folds)}
         assigned[np.asarray(assign_parts(units, labels, folds, seed)) == str(args.fold)] = "test"
         if not (assigned == "test").any():
@@ -113,11 +116,7 @@ def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[in
 
 def balance_all(rows: Dataset, args: DataArguments) -> Dataset:
     """All images as they are to be split, undersampled where balance_scope says so."""
-    if args.balance_scope == "train":
-        return rows
-    if args.balance == "oversample":
-        raise InputError("balance: oversample with balance_scope: all would put copies into two parts; use train")
-    if args.balance != "undersample":
+    if args.balance_scope == "train" or args.balance != "undersample":
         return rows
     return rows.select(undersample(list(rows["path"]), list(rows["label"]), args.per_class, args.split_seed))
 

@@ -16,6 +16,7 @@ into speckle and scan-converted:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
@@ -51,8 +52,9 @@ class Waviness:
     phases: np.ndarray
 
     def __call__(self, u: np.ndarray) -> np.ndarray:
-        waves = np.sin(2 * np.pi * u[..., None] / self.wavelengths + self.phases)
-        return (waves * self.amplitudes).sum(-1).astype(np.float32)
+        terms = zip(self.amplitudes, self.wavelengths, self.phases, strict=True)
+        waves = (amplitude * np.sin(2 * np.pi * u / wavelength + phase) for amplitude, wavelength, phase in terms)
+        return sum(waves).astype(np.float32)
 
 
 def waviness(rng: np.random.Generator, amplitude: float, wavelength: float, terms: int = 4) -> Waviness:
@@ -228,10 +230,7 @@ def _line(depth: np.ndarray, at: np.ndarray, thickness: float) -> np.ndarray:
 
 def _chest_wall(anatomy, probe, depth, u, pleura):
     """Echo strength (dB) of a lung without disease: (diffuse, specular), both SAMPLES x BEAMS."""
-    texture = np.random.default_rng(anatomy.seed + 1).standard_normal((SAMPLES, BEAMS), np.float32)
-    mm = probe.depth / SAMPLES
-    stripes = gaussian_filter(texture, (0.5 / mm, 9))
-    stripes *= 6 / stripes.std()
+    stripes, rough = _tissue(anatomy.seed, probe.depth / SAMPLES)
     below = depth > pleura
     under = depth - pleura
     diffuse = np.where(below, anatomy.haze - anatomy.haze_decay * under + 0.25 * stripes, stripes)
@@ -252,9 +251,24 @@ def _chest_wall(anatomy, probe, depth, u, pleura):
     for at, length, strength in anatomy.comet_tails:
         tail = strength - 12 * under / length - 4.34 * ((u - at) / 1.1) ** 2
         diffuse = np.where(below, np.maximum(diffuse, diffuse + tail.clip(0, None)), diffuse)
-    rough = gaussian_filter(texture[::-1], (0.8 / mm, 2.5))
-    specular += 5 * rough / rough.std()
+    specular += rough
     return diffuse.astype(np.float32), specular.astype(np.float32)
+
+
+@lru_cache(maxsize=64)  # of the patients whose frames are drawn just now
+def _tissue(seed: int, mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """A patient's texture (dB), for samples of so many mm: stripes of the chest wall, and roughness of reflectors."""
+    texture = np.random.default_rng(seed + 1).standard_normal((SAMPLES, BEAMS), np.float32)
+    stripes = gaussian_filter(texture, (0.5 / mm, 9))
+    stripes *= 6 / stripes.std()
+    rough = gaussian_filter(texture[::-1], (0.8 / mm, 2.5))
+    return stripes, 5 * rough / rough.std()
+
+
+@lru_cache(maxsize=64)
+def _scatterers(seed: int) -> np.ndarray:
+    """A patient's own scatterers: real and imaginary part (2, SAMPLES, BEAMS)."""
+    return np.random.default_rng(seed).standard_normal((2, SAMPLES, BEAMS), np.float32)
 
 
 def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
@@ -322,8 +336,7 @@ def _speckle(anatomy, probe, rng, diffuse, specular, depth, shift, u):
     """Envelope of the echoes: scatterers of the patient, moved with the probe, mixed with this frame's own."""
     mm = probe.depth / SAMPLES
     beam = abs(u[-1] - u[0]) / BEAMS
-    own = np.random.default_rng(anatomy.seed).standard_normal((2, SAMPLES, BEAMS), np.float32)
-    own = np.roll(own, -round(shift / beam), axis=2)
+    own = np.roll(_scatterers(anatomy.seed), -round(shift / beam), axis=2)
     fresh = rng.standard_normal((2, SAMPLES, BEAMS), np.float32)
     scatterers = 0.75 * own + 0.66 * fresh
     amplitude = 10 ** (diffuse / 20)

@@ -63,6 +63,12 @@ def test_the_study_is_what_was_published():
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),
         ("a: [\n", [], "no YAML that can be read"),
         ("folds: 1\n", ["--data", "x", "--model_name_or_path", "y"], "folds: found 1, expected at least 2"),
+        ("folds: 3\nfold: 3\n", ["--data", "x", "--model_name_or_path", "y"], "fold: found 3, expected 0 to 2"),
+        (
+            "balance: oversample\nbalance_scope: all\n",
+            ["--data", "x", "--model_name_or_path", "y"],
+            "balance_scope: found all, expected train where oversample makes copies",
+        ),
         ("seed: -1\n", ["--data", "x", "--model_name_or_path", "y"], "seed: found -1, expected at least 0"),
         (
             "metric_for_best_model: f1\n",

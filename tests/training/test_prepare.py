@@ -12,7 +12,7 @@ from tests.images import speckle, write_table
 from training.arguments import DataArguments
 from training.prepare import prepare
 from training.sources import load_data
-from training.split import PARTS, split
+from training.split import PARTS, require_test_part, split
 
 
 def sizes_of(parts):
@@ -89,23 +89,32 @@ def test_other_patients_choose_the_checkpoint_of_each_fold_so_that_all_are_train
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"sites": ["D"]}, "found no site D; the sites are A, B, C"),
+        ({"labels": ["normal", "covid", "sick"]}, "found images of normal, sick only, expected normal, covid, sick"),
         ({"split_by": "column", "folds": 4}, "found split_by: column and folds; expected one of them"),
         ({"test_site": "A", "folds": 4}, "found test_site and folds; expected one"),
-        ({"folds": 30}, "fold 0 of 30 holds no image; make fewer folds"),
         ({"test_site": "B", "sites": ["A"]}, "test_site B: found the sites A among the images of home"),
         ({"test_site": "Z"}, "found no site Z; the sites are A, B, C"),
     ],
 )
-def test_what_does_not_say_one_test_part_is_refused(clips, settings, message):
+def test_a_choice_that_the_data_does_not_offer_is_refused_before_any_image_is_read(
+    clips, monkeypatch, settings, message
+):
+    monkeypatch.setattr("training.audit.take_fingerprints", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(InputError, match=message):
         prepare(DataArguments(str(clips), **settings))
 
 
-def test_a_given_split_with_another_word_in_it_is_refused(plain):
+def test_a_fold_without_an_image_and_a_split_without_words_or_with_others_are_refused(plain):
+    with pytest.raises(InputError, match="fold 0 of 30 holds no image; make fewer folds"):
+        split(plain.home, DataArguments("clips", folds=30))
+    by_column = DataArguments("clips", split_by="column")
+    without = plain.home.remove_columns("split")
+    with pytest.raises(InputError, match="split_by: column needs a column split"):
+        require_test_part(without, by_column)
     words = ["valdiation" if index == 3 else part for index, part in enumerate(plain.home["split"])]
-    rows = plain.home.remove_columns("split").add_column("split", words)
     with pytest.raises(InputError, match="clips: found split 'valdiation'; expected train, validation, test"):
-        split(rows, DataArguments("clips", split_by="column"))
+        require_test_part(without.add_column("split", words), by_column)
 
 
 def test_copies_in_two_parts_leak_also_by_way_of_an_image_in_none(clips, tmp_path):
@@ -204,26 +213,6 @@ def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_
         prepare(DataArguments(**args))
     with pytest.raises(InputError, match="is given twice"):
         prepare(DataArguments(**args, external=args["also"]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sites": ["D"]}, "found no site D; the sites are A, B, C"),
-        ({"labels": ["normal", "covid", "sick"]}, "found images of normal, sick only, expected normal, covid, sick"),
-        ({"balance": "oversample", "balance_scope": "all"}, "would put copies into two parts; use train"),
-    ],
-)
-def test_a_choice_that_the_data_does_not_offer_is_refused(clips, settings, message):
-    with pytest.raises(InputError, match=message):
-        prepare(DataArguments(str(clips), **settings))
-
-
-def test_folds_and_columns_that_are_not_there_are_refused(plain):
-    with pytest.raises(InputError, match="fold 3: expected 0 to 2, for there are 3 folds"):
-        split(plain.home, DataArguments("clips", folds=3, fold=3))
-    with pytest.raises(InputError, match="split_by: column needs a column split"):
-        split(plain.home.remove_columns("split"), DataArguments("clips", split_by="column"))
 
 
 def test_one_class_only_and_too_few_groups_are_refused(tmp_path, small_phantom):
