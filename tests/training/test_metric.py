@@ -191,6 +191,8 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
     assert told["ci95"]["sensitivity"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
     assert told["ci95"]["per_class"]["precision"]["0"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
     assert told["ci95"]["npv"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
+    for bounds in (told["ci95"]["roc_auc"], told["ci95"]["per_class"]["roc_auc"]["0"]):
+        assert bounds == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 
 def test_the_order_of_images_that_are_given_the_same_does_not_matter():

@@ -136,7 +136,11 @@ def _arranged(values, labels, form):
 
 
 def _widen(intervals, groups, truth, decided, labels):
-    """Do not be surer of shares than the groups that they are of allow, in place; see `widened`."""
+    """Do not be surer of shares than the groups that they are of allow, in place; see `widened`.
+
+    An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
+    independent as there are groups of the rarer kind.
+    """
 
     def counts(chosen):
         return [len(np.unique(groups[each])) for each in chosen]
@@ -147,6 +151,7 @@ def _widen(intervals, groups, truth, decided, labels):
         for values in (truth, decided)
         for which in (np.equal, np.not_equal)
     )
+    pairs = [min(of, other) for of, other in zip(of_class, others, strict=True)]
     shares = [
         (intervals, "accuracy", groups.max() + 1),
         (intervals, "balanced_accuracy", min(of_class)),
@@ -154,8 +159,10 @@ def _widen(intervals, groups, truth, decided, labels):
         (intervals, "specificity", others[-1]),
         *((intervals, name, called[-1]) for name in ("precision", "ppv")),
         (intervals, "npv", not_called[-1]),
+        (intervals, "roc_auc", min(pairs)),
     ]
-    for name, numbers in (("sensitivity", of_class), ("specificity", others), ("precision", called)):
+    by_class = {"sensitivity": of_class, "specificity": others, "precision": called, "roc_auc": pairs}
+    for name, numbers in by_class.items():
         shares += [(per_class[name], label, number) for label, number in zip(labels, numbers, strict=True)]
     for told, name, number in shares:
         if told[name] is not None:
