@@ -100,13 +100,20 @@ def is_told(place: Path) -> bool:
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_passed_over(name))
+    """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left.
+
+    Links to folders are followed, but for those that lead back up.
+    """
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_passed_over(name) and not _leads_up(Path(here, name)))
         for name in sorted(files):
             path = Path(here, name)
             if not is_passed_over(name) and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
                 yield path
+
+
+def _leads_up(folder: Path) -> bool:
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def is_passed_over(name: str) -> bool:

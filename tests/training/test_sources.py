@@ -35,6 +35,14 @@ def test_folders_inside_class_folders_are_groups_and_files_without_one_are_their
     assert list(load_data(tmp_path)["group"]) == ["normal/7.png", "sick/p1", "sick/p1", "sick/p2"]
 
 
+def test_links_to_folders_are_followed_and_those_that_lead_up_or_nowhere_are_not(tmp_path):
+    write_images(tmp_path, "archive/p1/1.png", "data/sick/p2/1.png", "data/normal/1.png")
+    (tmp_path / "data" / "sick" / "p1").symlink_to(tmp_path / "archive" / "p1")
+    (tmp_path / "data" / "sick" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "sick" / "nowhere").symlink_to(tmp_path / "nowhere")
+    assert list(load_data(tmp_path / "data")["path"]) == ["normal/1.png", "sick/p1/1.png", "sick/p2/1.png"]
+
+
 def test_folders_named_after_parts_hold_class_folders_and_are_a_given_split(tmp_path):
     write_images(tmp_path, "train/sick/1.png", "train/normal/1.png", "val/sick/p1/1.png", "test/normal/1.png")
     rows = load_data(tmp_path)
