@@ -158,6 +158,9 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "stays false: a loss that is no number stops"}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "stays true: patience goes on where the fit was stopped"}
+    )
     disable_tqdm: bool | None = field(default=False, metadata={"help": "leave out the progress bars"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "stays false: images are decoded on access"})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "stays as it is"})

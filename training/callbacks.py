@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from training.plots import BLUE, GREY, save
 
@@ -66,6 +67,26 @@ class LearningCurves(TrainerCallback):
         if rows := epochs(state.log_history):
             save(Path(args.output_dir).parent / "learning_curves.png", learning_curves(rows))
         self.drawn = time.monotonic()
+
+
+class Stopwatch(TrainerCallback, ExportableState):
+    """How long a fit takes, over all its runs: checkpoints keep what it took until then."""
+
+    def __init__(self, before: float = 0.0):
+        self.before, self.begun = before, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = time.monotonic()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.before, self.begun = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
+
+    def state(self) -> dict:
+        return {"args": {"before": self.seconds}, "attributes": {}}
 
 
 class StopOnSignal(TrainerCallback):

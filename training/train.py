@@ -106,7 +106,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         say("(rounded in another way on other machines; --bf16 false trains in float32)")
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
-    history = _history(trainer, final.name, data, _balancing(data, data_args)) | {"from_hub": _from_hub(recipe)}
+    history = _history(trainer, final.name, _balancing(data, data_args))
+    history |= _learned_from(data, base.model_name_or_path, recipe)
     if training_args.process_index == 0:
         _save(work / "model", trainer, data, recipe, history)
         _keep_seen(work, work / "model", trainer.state)
@@ -179,21 +180,16 @@ def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:
     return {"all": data.home, "train part, balanced": data.parts["train"]}
 
 
-def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, Dataset]) -> dict:
+def _history(trainer: Trainer, name: str, balancing: dict[str, Dataset]) -> dict:
     """What eval/training.json tells of how the model came about."""
     args, rows = trainer.args, epochs(trainer.state.log_history)
     best = trainer.state.best_model_checkpoint
     if args.load_best_model_at_end and best is None:
         raise InputError("the validation loss was never a number, so no checkpoint is best; lower --learning_rate")
     step = int(best.rpartition("-")[2]) if args.load_best_model_at_end else rows[-1]["step"]
-    learned = [data.home, data.parts["also"]] if "also" in data.parts else [data.home]
-    licences = Counter(text for rows in learned for text in _column(rows, "license"))
     return {
         "name": name,
-        "sites": sorted(set(data.home["site"]) - {""}),
-        "licences": dict(licences.most_common()),
-        "seconds": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 1),
-        "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic")),
+        "seconds": round(trainer.seconds, 1),
         "images": {title: _counts(chosen) for title, chosen in balancing.items()},
         "best_metric": args.metric_for_best_model if args.load_best_model_at_end else None,  # None: the last is kept
         "best_epoch": next(row["epoch"] for row in rows if row["step"] == step),
@@ -203,6 +199,20 @@ def _history(trainer: Trainer, name: str, data: Prepared, balancing: dict[str, D
         "device": args.device.type,
         "mode": args.mode,
         "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _learned_from(data: Prepared, start: str, recipe: dict) -> dict:
+    """What eval/training.json tells of the images, and of the base; start: the model that the fit began with."""
+    learned = [data.home, data.parts["also"]] if "also" in data.parts else [data.home]
+    licences = Counter(text for rows in learned for text in _column(rows, "license"))
+    before = Path(start) / "eval" / "training.json"  # where the tool has made it
+    return {
+        "sites": sorted(set(data.home["site"]) - {""}),
+        "licences": dict(licences.most_common()),
+        "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic"))
+        and (not before.is_file() or json.loads(before.read_text())["synthetic"]),
+        "from_hub": _from_hub(recipe),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers import (
 
 from space.errors import InputError
 from training.arguments import ModelArguments, TrainingArguments
-from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal
+from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal, Stopwatch
 from training.ema import average_weights
 from training.examples import EpochSampler, Examples, RowGroups
 from training.features import PIECE, Features, HeadOnly, extract
@@ -53,7 +53,7 @@ class ClassifierTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.stop = StopOnSignal(self.accelerator)
-        for callback in (EpochTable(), LearningCurves(), self.stop):
+        for callback in (EpochTable(), LearningCurves(), Stopwatch(), self.stop):
             self.add_callback(callback)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -67,6 +67,14 @@ class ClassifierTrainer(Trainer):
         finally:
             torch.set_num_threads(threads)
             self.stop.restore()
+
+    @property
+    def seconds(self) -> float:
+        """How long the fit took, with what it took before it was stopped."""
+        return next(self._of(Stopwatch)).seconds
+
+    def _of(self, kind: type[TrainerCallback]) -> Iterator[TrainerCallback]:
+        return (each for each in self.callback_handler.callbacks if isinstance(each, kind))
 
     def whole(self, model: PreTrainedModel) -> PreTrainedModel:
         """The trained classifier in one piece: the model itself unless FSDP has spread its weights over processes."""
@@ -120,6 +128,15 @@ class ClassifierTrainer(Trainer):
                 inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
             )
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _run_epoch(self, *args, **settings) -> None:
+        if any(
+            each.early_stopping_patience_counter >= each.early_stopping_patience
+            for each in self._of(EarlyStoppingCallback)
+        ):
+            self.control.should_training_stop = True  # it had before: only what comes after the fit was stopped
+        else:
+            super()._run_epoch(*args, **settings)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -148,6 +148,15 @@ def test_a_run_is_another_once_an_image_has_another_label(parts):
         assert {key for key in before if before[key] != after[key]} == {"labels"}
 
 
+def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, tmp_path):
+    data, told = SimpleNamespace(home=parts["train"], parts={}), tmp_path / "eval" / "training.json"
+    told.parent.mkdir()
+    for synthetic in (True, False):
+        told.write_text(json.dumps({"synthetic": synthetic}))
+        recipe = {"model_name_or_path": str(tmp_path), "data": "phantom"}
+        assert train._learned_from(data, str(tmp_path), recipe)["synthetic"] == synthetic
+
+
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_home, tmp_path):
     train.main(
         [str(RECIPES / "study.yaml"), "--data", str(small_home), "--output_dir", str(tmp_path / "m")]

@@ -2,10 +2,12 @@ import resource
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from space.errors import InputError
 from tests.fits import distance, fit, make
 from training.callbacks import LearningCurves
+from training.unfinished import last_checkpoint
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -41,32 +43,37 @@ def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
         {
             "lr_scheduler_type": "reduce_lr_on_plateau",
             "lr_scheduler_kwargs": {"mode": "min", "patience": 0},
-            "early_stopping_patience": 1,
+            "early_stopping_patience": 2,
             "greater_is_better": True,  # a falling loss counts as getting worse
         },
     ],
     ids=["averaging and mixing", "plateau and early stopping"],
 )
 def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, settings):
-    settings |= {"num_train_epochs": 3, "lr_scheduler_type": settings.get("lr_scheduler_type", "cosine")}
+    settings |= {"num_train_epochs": 4, "lr_scheduler_type": settings.get("lr_scheduler_type", "cosine")}
     trainer, whole = fit(parts, small_base, tmp_path / "whole", **settings)
     stopped, _ = make(parts, small_base, tmp_path / "stopped", **settings)
     step = stopped.training_step
 
     def interrupted(*given):
-        if stopped.state.global_step == 5:
+        if stopped.state.global_step == 9:
             stopped.stop.asked = True
         return step(*given)
 
     stopped.training_step = interrupted
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    assert stopped.state.global_step == 6
+    assert stopped.state.global_step == 10
+    state = TrainerState.load_from_json(f"{last_checkpoint(tmp_path / 'stopped' / 'checkpoints')}/trainer_state.json")
     again, same = fit(parts, small_base, tmp_path / "stopped", **settings)
+    assert again.seconds > state.stateful_callbacks["Stopwatch"]["args"]["before"] > 0
     assert distance(whole, same) == 0
     assert again.state.global_step == trainer.state.global_step
     if "early_stopping_patience" in settings:
-        assert trainer.state.epoch == 2
+        assert trainer.state.epoch == 3
+        ended, same = fit(parts, small_base, tmp_path / "stopped", **settings)  # as when what comes after was killed
+        assert ended.state.global_step == trainer.state.global_step
+        assert distance(whole, same) == 0
 
 
 def test_what_is_measured_and_kept_are_the_averaged_weights(parts, small_base, tmp_path):
