@@ -23,7 +23,11 @@ EXAMPLES = ROOT / "space" / "examples"
 CALLED = re.compile("calls this image (normal|sick)")
 
 
-@pytest.fixture(scope="module", params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+DESKTOP, PHONE = pytest.param((1280, 900, "light"), id="desktop"), pytest.param((390, 844, "dark"), id="phone")
+on_a_desktop = pytest.mark.parametrize("window", [DESKTOP], indirect=True)  # where the width changes nothing
+
+
+@pytest.fixture(scope="module", params=[DESKTOP, PHONE])
 def window(request, browser):
     width, height, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -93,6 +97,7 @@ def test_an_example_is_answered_with_picture_map_and_reason(page):
     page.wait_for_function("source => document.querySelector('#seen .map').src !== source", arg=before)
 
 
+@on_a_desktop
 def test_everything_about_one_image_goes_by_keyboard(page):
     page.get_by_role("button", name="synthetic normal").focus()
     page.keyboard.press("Enter")
@@ -116,6 +121,7 @@ def test_everything_about_one_image_goes_by_keyboard(page):
     expect(seen.get_by_label("How much of the map is shown")).to_have_value("70")
 
 
+@on_a_desktop
 def test_uploads_are_answered_or_refused_in_one_line(page, tmp_path):
     seen, upload = page.locator("#seen"), page.locator("#image input[type=file]").first
     upload.set_input_files(EXAMPLES / "synthetic-normal.png")
