@@ -59,7 +59,7 @@ def measure(
         "sites": sorted(set(table["site"]) - {""}),
         "synthetic": "synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"},
         "seen_in_training": sum(int(_listed(each, part, "train").sum()) for each, part in [(folder, rows), *folds]),
-        "elsewhere": not _listed(folder, rows).any(),
+        "elsewhere": not (_listed(folder, rows).any() or _of_home(folder, table["site"])),
         "folds": 1 + len(folds),
     } | assess(table, predictor.labels, prevalence)
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
@@ -177,6 +177,11 @@ def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:
 
 def _failed(answer) -> bool:
     return isinstance(answer, InputError)
+
+
+def _of_home(folder: Path, sites: pd.Series) -> bool:
+    """Whether all images are of sites that a model was trained on, though perhaps of other patients."""
+    return set(sites) <= set(json.loads((folder / "eval" / "training.json").read_text())["sites"])
 
 
 def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:

@@ -6,7 +6,8 @@
     phantom                      the embedded simulation
 
 Options follow after a question mark: `FOLDER?frames=16` (frames of a clip or of a DICOM file with many),
-`user/name?config=small&split=train&revision=main&streaming=true`, `phantom?sites=120` (drawn by chance, not A and B).
+`user/name?config=small&split=train&revision=main&streaming=true`, `phantom?seed=1` (other patients),
+`phantom?sites=120` (of sites drawn by chance, not A and B).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from training.outputs import new_folder
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
 FRAMES = 8  # of a clip, where nothing else is said
 DECODERS = {"av", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
-OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"sites"}}
+OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
 
 def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
@@ -54,8 +55,7 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     place, options = _parse(str(source))
     if place == "phantom":
         _check_options(source, options, "phantom")
-        sites = _number("sites", options["sites"]) if "sites" in options else None
-        rows = _read_files(phantom_folder(sites), FRAMES)
+        rows = _read_files(phantom_folder(**{name: _number(name, text) for name, text in options.items()}), FRAMES)
     elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
         _check_options(source, options, "files")
         rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
@@ -70,16 +70,17 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     return _with_class_labels(rows, labels, place)
 
 
-def phantom_folder(sites: int | None = None) -> Path:
+def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:
     """The folder of the phantom, or of that many drawn sites, in the cache of `datasets`; made when it is not there."""
     code = b"".join(Path(module.__file__).read_bytes() for module in (phantom, phantom_sites, ultrasound))
-    name = f"chest-opacity-phantom-{f'{sites}-sites-' if sites else ''}{hashlib.sha256(code).hexdigest()[:12]}"
+    which = f"{f'seed-{seed}-' if seed else ''}{f'{sites}-sites-' if sites else ''}"
+    name = f"chest-opacity-phantom-{which}{hashlib.sha256(code).hexdigest()[:12]}"
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with new_folder(folder) as work:
-                phantom.write_phantom(work, sites=sites)
+                phantom.write_phantom(work, seed, sites=sites)
     return folder
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from space.errors import InputError
+from tests.images import write_images, write_table
 from training import evaluate
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
@@ -18,7 +19,7 @@ def model(small_model, tmp_path):
     return shutil.copytree(small_model, tmp_path / "model")
 
 
-def test_the_file_holds_every_number_with_an_interval(model, small_phantom, capsys):
+def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_each_image(model, small_phantom, capsys):
     evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "site_b"])
     result = json.loads((model / "eval" / "site_b.json").read_text())
     threshold = json.loads((model / "config.json").read_text())["threshold"]
@@ -40,12 +41,7 @@ def test_the_file_holds_every_number_with_an_interval(model, small_phantom, caps
     printed = capsys.readouterr().out
     assert "macro avg" in printed
     assert "called sick" in printed
-
-
-def test_a_row_for_each_image_agrees_with_the_numbers(model, small_phantom):
-    evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "b"])
-    table = pd.read_csv(model / "eval" / "b.csv")
-    result = json.loads((model / "eval" / "b.json").read_text())
+    table = pd.read_csv(model / "eval" / "site_b.csv")
     assert len(table) == result["n"]
     assert (table["label"] == table["prediction"]).mean() == pytest.approx(result["accuracy"])
     assert ((table["probability_sick"] >= table["threshold"]) == (table["prediction"] == "sick")).all()
@@ -69,13 +65,13 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
 
 
-def test_images_of_one_class_are_measured_as_far_as_they_go(model, small_phantom, tmp_path, capsys):
-    table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
-    normal = tmp_path / "normal_only"
-    shutil.copytree(small_phantom / "images", normal / "images")
-    table[table["label"] == "normal"].to_csv(normal / "metadata.csv", index=False)
-    evaluate.main([str(model), "--data", str(normal), "--name", "normal"])
+def test_images_of_one_class_are_measured_as_far_as_they_go(model, tmp_path, capsys):
+    write_images(tmp_path, *(f"normal/{number}.png" for number in range(9)))
+    rows = [[f"normal/{number}.png", "normal", "A"] for number in range(9)]
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "site"], *rows)
+    evaluate.main([str(model), "--data", str(tmp_path), "--name", "normal"])
     result = json.loads((model / "eval" / "normal.json").read_text())
+    assert result["elsewhere"] is False  # other patients, and none of another site
     assert result["roc_auc"] is None
     assert 0 <= result["specificity"] <= 1
     assert re.search(r"roc_auc +- +not defined for these images", capsys.readouterr().out)

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from training.phantom import MOST_FRAMES, draw_patients, draw_sites, write_phantom
-from training.sources import phantom_folder
+from training.sources import load_data, phantom_folder
 
 
 def table(folder):
@@ -81,6 +81,12 @@ def test_brightness_alone_does_not_tell_the_label(demo):
     for pairs in scores.values():
         auc = roc_auc_score(*zip(*pairs, strict=True))
         assert max(auc, 1 - auc) < 0.65
+
+
+def test_another_seed_draws_other_sites_and_patients():
+    one, other = (load_data(f"phantom?sites=2{more}") for more in ("", "&seed=1"))
+    assert list(one["path"]) == list(other["path"])
+    assert not any(a == b for a, b in zip(one["image"], other["image"], strict=True))
 
 
 def test_drawn_sites_have_a_frame_of_each_class_and_are_set_differently(tmp_path):

@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_taken_as_it_is_is_refused_in_one_line(tmp_path,
         ("tests/nowhere", "tests/nowhere: no such folder"),  # and no data set of the Hub, for there is a folder tests
         ("no/where", "no/where: no data set of the Hub that can be read, and no folder"),
         ("nowhere.csv", "nowhere.csv: no such table"),
-        ("phantom?frames=3", r"phantom\?frames=3: unknown option frames; expected sites"),
+        ("phantom?frames=3", r"phantom\?frames=3: unknown option frames; expected seed, sites"),
         ("phantom?sites=0", "sites=0: expected a number of at least 1"),
         ("FOLDER?config=x", "unknown option config; expected frames"),
         ("FOLDER?frames=0", "frames=0: expected a number of at least 1"),
