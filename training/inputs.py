@@ -14,7 +14,7 @@ from datasets import Image
 from space.archives import is_archive, read_archive
 from space.errors import InputError
 from training.listings import image_files, read_table
-from training.sources import is_hub_id, load_from_hub, phantom_folder
+from training.sources import find_phantom, is_hub_id, load_from_hub
 
 
 class Input(NamedTuple):
@@ -46,6 +46,8 @@ def _reader(path: str) -> Iterator[Input]:
         if is_archive(place):
             return _archive(place)
         return _table(place) if place.suffix.lower() in {".csv", ".parquet"} else iter([_file(place)])
+    if folder := find_phantom(path):
+        return _table(folder / "metadata.csv")
     if is_hub_id(path):
         return _hub(path)
     if glob.has_magic(path):
@@ -53,8 +55,6 @@ def _reader(path: str) -> Iterator[Input]:
         if not found:
             raise InputError(f"{path}: no file has such a name")
         return chain.from_iterable(map(_reader, found))
-    if path == "phantom":
-        return _table(phantom_folder() / "metadata.csv")
     raise InputError(f"{path}: no such file or folder")
 
 

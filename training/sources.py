@@ -53,9 +53,8 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     """
     datasets.disable_progress_bars()
     place, options = _parse(str(source))
-    if place == "phantom":
-        _check_options(source, options, "phantom")
-        rows = _read_files(phantom_folder(**{name: _number(name, text) for name, text in options.items()}), FRAMES)
+    if folder := find_phantom(str(source)):
+        rows = _read_files(folder, FRAMES)
     elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
         _check_options(source, options, "files")
         rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
@@ -68,6 +67,15 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
             "or phantom"
         )
     return _with_class_labels(rows, labels, place)
+
+
+def find_phantom(source: str) -> Path | None:
+    """The folder of `phantom`, with its options or without; None of other DATA."""
+    place, options = _parse(source)
+    if place != "phantom":
+        return None
+    _check_options(source, options, "phantom")
+    return phantom_folder(**{name: _number(name, text) for name, text in options.items()})
 
 
 def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:

@@ -17,6 +17,11 @@ def paths(*given):
     return [found.path for found in find_inputs(map(str, given))]
 
 
+def test_the_phantom_may_be_given_with_its_options():
+    groups = [given.group for given in find_inputs(["phantom?sites=2&seed=1"])]
+    assert groups == ["S0010001", "S0010002", "S0020001", "S0020002"]
+
+
 def test_a_folder_with_a_table_gives_its_rows_and_groups_and_one_without_its_files(small_phantom):
     table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
     found = list(find_inputs([str(small_phantom)]))
