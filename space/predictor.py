@@ -56,6 +56,7 @@ class Predictor:
 
     labels: the names of the classes by index; the last one is the positive one.
     threshold: with two classes, the least probability of the positive one that is called positive (config.json).
+    folder: where it was loaded from.
     methods: of `space.saliency`, those that the network allows, the best one first.
     run: the network, as one of `space.runtimes`.
     """
@@ -75,8 +76,13 @@ class Predictor:
                 folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
             file = {"image_processor_filename": IMAGE_PROCESSOR_NAME}  # for timm's, it would make one of config.json
             self.processor = AutoImageProcessor.from_pretrained(folder, **file)
-            self.model = AutoModelForImageClassification.from_pretrained(folder).eval()
-        except (HTTPError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+            model, loaded = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+            self.model, self.folder = model.eval(), Path(folder)
+            self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
+            self.threshold = float(getattr(model.config, "threshold", 0.5))
+            if lacking := sorted(loaded["missing_keys"]):
+                raise ValueError(f"its weights lack {lacking[0]}, for which chance would stand in")
+        except (HTTPError, OSError, ValueError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
             reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]
             raise InputError(
                 f"{model_id}: found no image classifier there (config.json, model.safetensors, "
@@ -90,14 +96,14 @@ class Predictor:
                 f"{model_id}: has num_labels {config.num_labels} and problem_type {config.problem_type}; "
                 "expected a model that chooses one of two or more classes"
             )
-        self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
+        if (channels := getattr(config, "num_channels", 3)) != 3:
+            raise InputError(f"{model_id}: has num_channels {channels}; expected a model of images in colour")
         device = _device()
         self.model.to(device, memory_format=torch.channels_last)
         network = Network(self.model, self.processor).eval().to(device)
-        self.run = load_runtime(runtime, precision, Path(folder), network, bulk)
+        self.run = load_runtime(runtime, precision, self.folder, network, bulk)
         self._turn = threading.Lock() if device.type != "cpu" else nullcontext()  # an accelerator does one at a time
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
-        self.threshold = float(getattr(config, "threshold", 0.5))
         self.methods = methods_for(self.model)
         self._cuts = not np.allclose(self._seen((600, 400)), (0, 0, 1, 1), atol=0.01)
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -108,6 +109,21 @@ def test_a_model_that_does_not_choose_one_of_several_classes_is_refused(tmp_path
         Predictor(tmp_path)
 
 
+def test_a_model_of_grey_images_is_refused(tmp_path):
+    config = ResNetConfig(layer_type="basic", depths=[1], hidden_sizes=[8], embedding_size=8, num_channels=1)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    ConvNextImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has num_channels 1; expected a model of images in colour"):
+        Predictor(tmp_path)
+
+
+def test_weights_without_a_head_are_refused_and_do_not_answer_by_chance(small_model, tmp_path):
+    AutoModelForImageClassification.from_pretrained(small_model).base_model.save_pretrained(tmp_path)
+    shutil.copy(small_model / "preprocessor_config.json", tmp_path)
+    with pytest.raises(InputError, match="its weights lack classifier"):
+        Predictor(tmp_path)
+
+
 def test_what_is_no_model_or_a_broken_one_is_refused_in_one_line(small_model, tmp_path):
     with pytest.raises(InputError, match="found no image classifier") as refusal:
         Predictor(tmp_path)
@@ -117,6 +133,19 @@ def test_what_is_no_model_or_a_broken_one_is_refused_in_one_line(small_model, tm
     (tmp_path / "model.safetensors").write_bytes((small_model / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(InputError, match="found no image classifier"):
         Predictor(tmp_path)
+    shutil.copy(small_model / "model.safetensors", tmp_path)
+    config = json.loads((small_model / "config.json").read_text())
+    for name, content in (
+        ("config.json", json.dumps(config | {"threshold": None})),
+        ("preprocessor_config.json", "[]"),
+        ("abstention.safetensors", "cut"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match="found no image classifier"):
+            Predictor(tmp_path)
+        (tmp_path / name).unlink()
+        if (small_model / name).exists():
+            shutil.copy(small_model / name, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="found no image classifier"):
         Predictor(tmp_path)
