@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def is_clip(source: Path | bytes, name: str = "") -> bool:
     """
     if _suffix(source, name) in SUFFIXES:
         return True
-    return (isinstance(source, bytes) or source.is_file()) and is_dicom(source) and DicomFile(source).frames > 1
+    return (isinstance(source, bytes) or os.path.isfile(source)) and is_dicom(source) and DicomFile(source).frames > 1
 
 
 def read_frames(source: Path | bytes, count: int, name: str = "") -> list[tuple[int, Image.Image]]:

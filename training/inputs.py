@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -40,9 +42,9 @@ def _reader(path: str) -> Iterator[Input]:
     place = Path(path)
     if path == "-":
         return _standard_input()
-    if place.is_dir():
+    if os.path.isdir(path):  # unlike Path's own, these bear names that are too long, and take an empty one for none
         return _table(place / "metadata.csv") if (place / "metadata.csv").is_file() else map(_file, image_files(place))
-    if place.exists():
+    if os.path.exists(path):
         if is_archive(place):
             return _archive(place)
         return _table(place) if place.suffix.lower() in {".csv", ".parquet"} else iter([_file(place)])
@@ -55,7 +57,7 @@ def _reader(path: str) -> Iterator[Input]:
         if not found:
             raise InputError(f"{path}: no file has such a name")
         return chain.from_iterable(map(_reader, found))
-    raise InputError(f"{path}: no such file or folder")
+    raise InputError(f"{path or 'an empty PATH'}: no such file or folder")
 
 
 def _wanted(match: str, pattern: str) -> bool:
@@ -89,13 +91,15 @@ def _hub(source: str) -> Iterator[Input]:
 
 
 def _standard_input() -> Iterator[Input]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes, also others than UTF-8
     for line in filter(None, map(str.strip, sys.stdin)):
         try:
             yield from _reader(line)
         except InputError as reason:
-            yield Input(line, reason)
+            yield Input(_shown(line), InputError(_shown(str(reason))))
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
     """A path as text that can be written anywhere, whatever bytes its name is made of."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

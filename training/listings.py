@@ -58,7 +58,11 @@ def _csv(file: Path, labelled: bool) -> Iterator[dict[str, str]]:
 
 
 def _parquet(file: Path) -> Iterator[dict[str, str]]:
-    for batch in pq.ParquetFile(file).iter_batches(1024):
+    opened = pq.ParquetFile(file)
+    path = next((name for name in PATHS if name in opened.schema_arrow.names), None)
+    if path and pa.types.is_nested(opened.schema_arrow.field(path).type):  # a file of a data set of the Hub
+        raise InputError(f"{file}: the column {path} holds pictures; expected their paths, or user/name on the Hub")
+    for batch in opened.iter_batches(1024):
         for row in batch.to_pylist():
             yield {name: "" if value is None else str(value) for name, value in row.items()}
 
@@ -102,7 +106,7 @@ def is_told(place: Path) -> bool:
 def image_files(folder: Path) -> Iterator[Path]:
     """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left.
 
-    Links to folders are followed, but for those that lead back up.
+    Links to folders are followed, but for those that lead back to a folder on the way to them.
     """
     for here, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_passed_over(name) and not _leads_up(Path(here, name)))
@@ -113,7 +117,8 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def _leads_up(folder: Path) -> bool:
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+    to = folder.resolve() if folder.is_symlink() else None
+    return to is not None and any(parent.resolve().is_relative_to(to) for parent in folder.parents)
 
 
 def is_passed_over(name: str) -> bool:

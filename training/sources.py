@@ -55,7 +55,7 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     place, options = _parse(str(source))
     if folder := find_phantom(str(source)):
         rows = _read_files(folder, FRAMES)
-    elif Path(place).is_dir() or Path(place).suffix.lower() in {".csv", ".parquet"}:
+    elif os.path.isdir(place) or Path(place).suffix.lower() in {".csv", ".parquet"}:
         _check_options(source, options, "files")
         rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
     elif is_hub_id(place):
@@ -63,8 +63,8 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
         rows = read_hub(place, options)
     else:
         raise InputError(
-            f"{place}: no such folder; expected an image folder, a .csv or .parquet table, user/name on the Hub, "
-            "or phantom"
+            f"{place or 'an empty DATA'}: no such folder; expected an image folder, a .csv or .parquet table, "
+            "user/name on the Hub, or phantom"
         )
     return _with_class_labels(rows, labels, place)
 
@@ -109,7 +109,7 @@ def require_sites(sites: Sequence[str] | None, *data: Dataset) -> None:
 def is_hub_id(source: str) -> bool:
     """Whether a text can only be the name of a data set of the Hub, with or without options."""
     place, _ = _parse(source)
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not Path(place).parent.is_dir()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not os.path.isdir(Path(place).parent)
 
 
 def unlisted_files(source: str | Path) -> list[str]:
@@ -123,7 +123,7 @@ def unlisted_files(source: str | Path) -> list[str]:
 
 
 def _parse(source: str) -> tuple[str, dict[str, str]]:
-    if Path(source).exists():
+    if os.path.exists(source):
         return source, {}
     place, _, options = source.partition("?")
     return place, dict(parse_qsl(options, keep_blank_values=True))

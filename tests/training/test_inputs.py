@@ -74,6 +74,25 @@ def test_standard_input_names_a_path_a_line_and_a_bad_one_is_a_reason(tmp_path, 
     assert "no such file" in str(found[1].source)
 
 
+def test_names_on_standard_input_may_be_too_long_or_no_utf_8(tmp_path, monkeypatch):
+    write_images(tmp_path, "1.png")
+    os.rename(tmp_path / "1.png", os.fsencode(tmp_path / "\udcff.png"))
+    names = [os.fsencode(tmp_path / name) for name in ("\udcff.png", "\udcfe.png", "n" * 300)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(names)), "utf-8"))
+    found = list(find_inputs(["-"]))
+    assert found[0].source.is_file()
+    for given in found[1:]:
+        assert f"{given.path}: no such file" in str(given.source)
+        f"{given.path}{given.source}".encode()
+
+
+def test_an_empty_path_is_not_the_folder_that_this_is_called_in(tmp_path, monkeypatch):
+    write_images(tmp_path, "1.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="an empty PATH: no such file or folder"):
+        find_inputs([""])
+
+
 def test_a_data_set_of_the_hub_needs_no_labels(tmp_path, monkeypatch):
     write_images(tmp_path, "1.png", "2.png")
     rows = datasets.Dataset.from_dict(

@@ -43,6 +43,14 @@ def test_links_to_folders_are_followed_and_those_that_lead_up_or_nowhere_are_not
     assert list(load_data(tmp_path / "data")["path"]) == ["normal/1.png", "sick/p1/1.png", "sick/p2/1.png"]
 
 
+def test_links_between_two_folders_are_followed_once(tmp_path):
+    write_images(tmp_path, "sick/p1/1.png", "sick/p2/2.png")
+    for one, other in (("p1", "p2"), ("p2", "p1")):
+        (tmp_path / "sick" / one / "related").symlink_to(tmp_path / "sick" / other)
+    names = ["p1/1.png", "p1/related/2.png", "p2/2.png", "p2/related/1.png"]
+    assert list(load_data(tmp_path)["path"]) == [f"sick/{name}" for name in names]
+
+
 def test_folders_named_after_parts_hold_class_folders_and_are_a_given_split(tmp_path):
     write_images(tmp_path, "train/sick/1.png", "train/normal/1.png", "val/sick/p1/1.png", "test/normal/1.png")
     rows = load_data(tmp_path)
@@ -146,6 +154,9 @@ def test_a_folder_that_cannot_be_taken_as_it_is_is_refused_in_one_line(tmp_path,
         ("tests/nowhere", "tests/nowhere: no such folder"),  # and no data set of the Hub, for there is a folder tests
         ("no/where", "no/where: no data set of the Hub that can be read, and no folder"),
         ("nowhere.csv", "nowhere.csv: no such table"),
+        ("", "an empty DATA: no such folder"),  # and not the one that this is called in
+        ("n" * 300, "n: no such folder"),
+        ("FOLDER/pictures.parquet", "pictures.parquet: the column image holds pictures; expected their paths"),
         ("phantom?frames=3", r"phantom\?frames=3: unknown option frames; expected seed, sites"),
         ("phantom?sites=0", "sites=0: expected a number of at least 1"),
         ("FOLDER?config=x", "unknown option config; expected frames"),
@@ -158,6 +169,8 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypat
     monkeypatch.chdir(ROOT)
     for ending in ("csv", "parquet"):
         (tmp_path / f"text.{ending}").write_bytes(b"\xff\xfe\x00no table")
+    pictures = Dataset.from_dict({"image": [Picture.new("L", (9, 9))], "label": ["sick"]})
+    pictures.cast_column("image", Image()).to_parquet(tmp_path / "pictures.parquet")
     with pytest.raises(InputError, match=message) as refusal:
         load_data(source.replace("FOLDER", str(tmp_path)))
     assert "\n" not in str(refusal.value)
