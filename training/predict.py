@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from hashlib import file_digest, sha256
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
@@ -19,8 +20,9 @@ import torch
 from tqdm.auto import tqdm
 
 from space.errors import InputError
-from space.predictor import Predictor
+from space.predictor import FILES, Predictor
 from space.rows import columns_of, row
+from space.runtimes import exported_name
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
 from training.inputs import Input, find_inputs
@@ -87,13 +89,14 @@ def write_predictions(rows: Predictions, inputs: Iterator[Input], predicted) -> 
     return counts
 
 
-def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, str]]) -> dict:
-    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted."""
-    table = pd.DataFrame(rows)
+def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, str]]) -> dict | None:
+    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted. None
+    where there is no such row."""
+    table = pd.DataFrame(list(rows), columns=columns_of(labels))
     known = table["path"].map(os.path.abspath).map(truth)
     kept = known.notna() & (table["error"] == "")
     if not kept.any():
-        raise InputError("--labels: it names none of the images that were predicted; its paths are relative to itself")
+        return None
     told, found = table[kept], known[kept]
     told = told.assign(
         label=found.str[0], group=[group or path for (_, group), path in zip(found, told["path"], strict=True)]
@@ -102,11 +105,17 @@ def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, 
 
 
 def read_truth(file: Path, labels: list[str]) -> dict[str, tuple[str, str]]:
-    """Label and group by absolute path, from a table with path (or file_name), label and perhaps group."""
-    rows = [row for row in read_table(file) if row["label"]]
-    if strange := sorted({row["label"] for row in rows} - set(labels)):
+    """Label and group by absolute path, from a table with path (or file_name), label and perhaps group. Raises
+    InputError when there are labels that the model does not know, or two for one path."""
+    rows = [told for told in read_table(file) if told["label"]]
+    if strange := sorted({told["label"] for told in rows} - set(labels)):
         raise InputError(f"{file}: found the labels {', '.join(strange)}; expected {', '.join(labels)}")
-    return {os.path.abspath(file.parent / row["path"]): (row["label"], row["group"]) for row in rows}
+    truth = {}
+    for told in rows:
+        path = os.path.abspath(file.parent / told["path"])
+        if truth.setdefault(path, (told["label"], told["group"]))[0] != told["label"]:
+            raise InputError(f"{file}: has two labels for {told['path']}; leave one of them")
+    return truth
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -120,9 +129,31 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _digest(folder: Path, runtime: str, precision: str) -> str:
+    """What changes with the files of a model that its answers depend on."""
+    exported = [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
+    found = sha256()
+    for file in sorted({file for pattern in (*FILES, *exported) for file in folder.glob(pattern)}):
+        if not file.name.startswith("abstention_"):  # which an export adds, beside what it exports
+            with open(file, "rb") as content:
+                found.update(file_digest(content, "sha256").digest())
+    return found.hexdigest()[:12]
+
+
 def _overlay_name(number: int, path: str) -> str:
-    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(path).stem)[:80]
-    return f"{number:06d}_{stem}.png"
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(path).stem)
+    return f"{number:06d}_{stem.encode()[:80].decode(errors='ignore')}.png"  # the length of names is limited in bytes
+
+
+def _tell_report(result: dict | None, file: Path, shards: int) -> None:
+    if result is None and shards == 1:
+        raise InputError("--labels: it names none of the images that were predicted; its paths are relative to itself")
+    if result is None:
+        print("\n--labels names none of the images of this part")
+        return
+    with new_file(file) as work:
+        work.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{classification_tables(result)}")
 
 
 def _kind(row: dict) -> list[str]:
@@ -151,8 +182,9 @@ def main(argv: list[str] | None = None) -> None:
         help="files, folders, patterns, .csv, .zip, .tar, user/name on the Hub, phantom; - reads paths, a line each",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .csv, .parquet or .jsonl file to write")
-    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file, or a stopped run, if there is one")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
+    there.add_argument("--overwrite", action="store_true", help="replace the file, or a stopped run, if there is one")
     parser.add_argument("--saliency", metavar="DIR", type=Path, help="the folder for an overlay of each image")
     parser.add_argument("--method", choices=METHODS, help="of the overlays; by default the network's best")
     parser.add_argument(
@@ -163,7 +195,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     shard, shards = shard_of(args.shard)
     if shards > 1:
-        args.output = args.output.with_name(f"{args.output.stem}-{shard:05d}-of-{shards:05d}{args.output.suffix}")
+        args.output = args.output.parent / f"{args.output.stem}-{shard:05d}-of-{shards:05d}{args.output.suffix}"
+        if args.shard is None and "-" in args.paths:
+            raise InputError("- is one list of which each process would read a part; give it as a .csv with path")
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
     if args.resume and is_complete(args.output):
@@ -176,7 +210,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.method and args.method not in predictor.methods:
         raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")
     truth = read_truth(args.labels, predictor.labels) if args.labels else None
+    figures = args.output.parent / f"{args.output.stem}.json"
+    if truth is not None and figures.exists() and not (args.resume or args.overwrite):
+        raise InputError(f"{figures} exists; choose another --output, or replace it with --overwrite")
     told = {"model": args.model, "runtime": args.runtime, "precision": args.precision, "shard": f"{shard}/{shards}"}
+    told["files of the model"] = _digest(predictor.folder, args.runtime, args.precision)
     told |= {"saliency": str(args.saliency) if args.saliency else None, "method": args.method}
     with Predictions(args.output, told, columns_of(predictor.labels), args.resume, args.overwrite) as rows:
         try:
@@ -192,10 +230,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.finish(head=shard == 1)
         print(summary(rows, counts))
         if truth is not None:
-            result = report(rows, predictor.labels, truth)
-            with new_file(args.output.with_suffix(".json")) as file:
-                file.write_text(json.dumps(result, indent=2) + "\n")
-            print(f"\n{classification_tables(result)}")
+            _tell_report(report(rows, predictor.labels, truth), figures, shards)
         print(f"written: {args.output}")
         rows.forget()
     if counts["with an error"] == rows.done > 0:

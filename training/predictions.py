@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,9 +40,9 @@ class Predictions:
         written.
         """
         self.output, self.columns, self.done = output, columns, 0
-        self.file = _unfinished(output)
         if output.suffix.lower() not in FORMATS:
             raise InputError(f"--output {output}: expected a name that ends in {', '.join(FORMATS)}")
+        self.file = _unfinished(output)
         with writing(output):
             self._refuse_existing(resume, overwrite)
             told = {"run": run, "columns": columns}
@@ -62,7 +65,8 @@ class Predictions:
         return self
 
     def __exit__(self, *_) -> None:
-        self._lines.close()
+        with suppress(OSError):  # it tries again to write what could not be, which `add` has told of
+            self._lines.close()
 
     def add(self, row: dict) -> None:
         """Append a row, which survives a kill from here on."""
@@ -115,7 +119,8 @@ class Predictions:
                 )
 
     def _write_csv(self, target, head: bool) -> None:
-        writer = csv.writer(target, lineterminator="\n")
+        lines = SimpleNamespace(write=lambda line: target.write(f"{line[:-2]}\n"))
+        writer = csv.writer(lines, lineterminator="\r\n")  # a name is quoted for what ends lines, so also for a lone \r
         if head:
             writer.writerow(self.columns)
         for row in self:
@@ -142,7 +147,7 @@ class Predictions:
 
 def is_complete(output: Path) -> bool:
     """Whether an output is there and no run that would go on with it."""
-    return output.exists() and not _unfinished(output).exists()
+    return os.path.isfile(output) and not _unfinished(output).exists()
 
 
 def _unfinished(output: Path) -> Path:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from space.errors import InputError
 from space.predictor import Predictor
 from tests.clips import write_clip
 from tests.conftest import ROOT
+from tests.fits import weights
 from training import predict
 
 
@@ -61,6 +64,9 @@ def test_probabilities_are_those_of_the_evaluation(small_model, small_phantom, t
         (["EMPTY/*.png"], "no file has such a name"),
         ([], "the following arguments are required: PATH"),
         (["CLIP", "--output", "out.txt"], "out.txt: expected a name that ends in .csv, .parquet, .jsonl"),
+        (["CLIP", "--output", "."], "--output .: expected a name that ends in .csv"),
+        (["CLIP", "--output", "EMPTY", "--shard", "1/2"], "expected a name that ends in .csv"),
+        (["CLIP", "--resume", "--overwrite"], "--overwrite: not allowed with argument --resume"),
         (["CLIP", "--shard", "3/2"], "--shard 3/2: expected i/n"),
         (["CLIP", "--runtime", "onnx"], "found no model.onnx; make it with chest-opacity export"),
         (["CLIP", "--precision", "int8"], "torch in int8: there is no such mode"),
@@ -91,6 +97,45 @@ def test_a_folder_that_cannot_be_written_is_one_line(small_model, small_phantom,
     image = str(next((small_phantom / "images").iterdir()))
     with pytest.raises(InputError, match="cannot write"):
         predict.main([str(small_model), image, "--output", str(tmp_path / "file" / "out.csv")])
+
+
+def test_a_folder_of_the_name_is_no_complete_output(small_model, small_phantom, tmp_path):
+    image = str(next((small_phantom / "images").iterdir()))
+    with pytest.raises(InputError, match="is a folder; choose another --output"):
+        (tmp_path / "out.csv").mkdir()
+        predict.main([str(small_model), image, "--output", str(tmp_path / "out.csv"), "--resume"])
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(small_model, small_phantom, tmp_path):
+    image = str(next((small_phantom / "images").iterdir()))
+    command = [str(small_model), *[image] * 20, "--output", str(tmp_path / "out.csv")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(InputError, match="cannot write .*out.csv"):
+            predict.main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    predict.main([*command, "--resume"])
+    assert len(rows_of(tmp_path / "out.csv")) == 20
+
+
+def test_a_run_goes_on_only_with_the_same_weights(small_model, small_phantom, tmp_path, monkeypatch):
+    files = sorted(str(path) for path in (small_phantom / "images").iterdir())[:3]
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model)
+    command = [str(model), *files, "--output", str(tmp_path / "out.csv")]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_after(patched, 1, KeyboardInterrupt)
+        predict.main(command)
+    stopped = (model / "model.safetensors").read_bytes()
+    other = {name: value + 1 for name, value in weights(model).items()}
+    save_file(other, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="the stopped run has files of the model"):
+        predict.main([*command, "--resume"])
+    (model / "model.safetensors").write_bytes(stopped)
+    predict.main([*command, "--resume"])
+    assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == files
 
 
 def test_nothing_readable_at_all_ends_with_an_error_but_keeps_the_reasons(small_model, tmp_path):
@@ -202,6 +247,8 @@ def test_parts_join_to_all_rows_with_one_line_of_names(small_model, small_phanto
     monkeypatch.setenv("RANK", "2")  # as accelerate and torchrun tell the third process of three
     monkeypatch.setenv("WORLD_SIZE", "3")
     predict.main(command)
+    with pytest.raises(InputError, match="- is one list of which each process would read a part"):
+        predict.main([command[0], "-", *command[-2:]])
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what `accelerate launch --num_processes 2` sets on a CPU
     monkeypatch.setenv("MASTER_PORT", "29500")
@@ -233,6 +280,22 @@ def test_overlays_are_named_by_row_and_are_the_ones_of_the_page(small_model, sma
     assert np.abs(found - np.asarray(expected)).max() <= 2
 
 
+def test_any_name_of_a_file_is_a_row_and_an_overlay(small_model, small_phantom, tmp_path):
+    image = next((small_phantom / "images").iterdir())
+    names = ["one\rline.png", 'a "comma, and\nmore.png', f"{'影' * 82}.png", f"{'n' * 300}.png"]
+    for name in names[:3]:
+        shutil.copy(image, tmp_path / name)
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["path"], *([name] for name in names)])
+    output, overlays = tmp_path / "out.csv", tmp_path / "overlays"
+    predict.main([str(small_model), str(tmp_path / "list.csv"), "--output", str(output), "--saliency", str(overlays)])
+    rows = rows_of(output)
+    assert [os.path.basename(row["path"]) for row in rows] == names
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+    assert len(list(overlays.iterdir())) == 3
+    assert b"\r\n" not in output.read_bytes()
+
+
 def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_path, capsys):
     evaluated = json.loads((small_model / "eval" / "test.json").read_text())
     files = pd.read_csv(small_model / "eval" / "test.csv")["path"]
@@ -247,6 +310,20 @@ def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_
     assert told["ci95"]["roc_auc"] == pytest.approx(evaluated["ci95"]["roc_auc"], abs=1e-6)
     assert told["without_label_or_unreadable"] == 1
     assert "called sick" in capsys.readouterr().out
+    report, clip = (tmp_path / "out.json").read_bytes(), write_clip(tmp_path / "clip.mp4", 3)
+    with pytest.raises(InputError, match="out.json exists; choose another --output, or replace it with --overwrite"):
+        predict.main([str(small_model), *given, "--output", str(tmp_path / "out.jsonl"), *labels])
+    assert (tmp_path / "out.json").read_bytes() == report
+    for shard in ("2/2", "3/3"):  # of a part that names none, and of one that is empty
+        predict.main(
+            [str(small_model), given[0], str(clip), "--output", str(tmp_path / "p.csv"), "--shard", shard, *labels]
+        )
+        assert "--labels names none of the images of this part" in capsys.readouterr().out
+    (tmp_path / "both.csv").write_text(f"path,label\n{given[0]},sick\n{given[0]},normal\n")
+    with pytest.raises(InputError, match="both.csv: has two labels for"):
+        predict.main(
+            [str(small_model), *given, "--output", str(tmp_path / "2.csv"), "--labels", str(tmp_path / "both.csv")]
+        )
     (tmp_path / "other.csv").write_text("path,label\n1.png,well\n")
     with pytest.raises(InputError, match="other.csv: found the labels well; expected normal, sick"):
         predict.main(
