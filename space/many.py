@@ -53,9 +53,13 @@ def _contents(path: Path) -> Iterator[tuple[str, Path | dict | InputError]]:
     if not is_archive(path):
         yield path.name, path
         return
+    empty = True
     try:
         for name, content in read_archive(path, MOST_BYTES):
+            empty = False
             yield name, content if isinstance(content, InputError) else {"path": name, "bytes": content}
+        if empty:
+            raise InputError("the archive holds no image, DICOM file or clip")
     except InputError as reason:
         yield path.name, reason
 

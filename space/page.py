@@ -166,6 +166,8 @@ class Page:
             raise gr.Error(
                 f"method is {method!r}; expected one of {', '.join(predictor.methods)}", print_exception=False
             )
+        if not image:
+            raise gr.Error(self.texts("many.none"), print_exception=False)
         try:
             picture = load_image(image)
         except InputError as reason:

@@ -140,6 +140,12 @@ def test_bad_input_is_one_friendly_line(address, tmp_path, name):
     assert not any(word in str(refusal.value) for word in ("Traceback", str(tmp_path.parent), "\n", "gradio"))
 
 
+def test_no_file_at_all_is_one_friendly_line(client):
+    for name, given in (("/predict", None), ("/predict_batch", [])):
+        with pytest.raises(AppError, match="Give some files first"):
+            client.predict(given, api_name=name)
+
+
 def test_other_files_of_other_folders_are_not_read(address):
     with httpx.Client(base_url=f"{address}/gradio_api") as http:
         assert http.get(f"/file={ROOT / 'README.md'}").status_code == 403

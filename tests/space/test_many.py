@@ -38,6 +38,15 @@ def test_archives_count_as_what_they_hold_and_broken_files_are_listed(model, sca
     assert found[0].row["probability_sick"] == found[3].row["probability_sick"]
 
 
+def test_an_archive_without_pictures_has_that_reason(model, tmp_path):
+    for name in ("empty.zip", "text.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            if name == "text.zip":
+                archive.writestr("readme.txt", "text")
+        (found,) = many.examine(model.batches, many.named_files([str(tmp_path / name)]))
+        assert (found.row["path"], found.row["error"]) == (name, "the archive holds no image, DICOM file or clip")
+
+
 def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkeypatch):
     monkeypatch.setattr(many, "MOST_FILES", 2)
     monkeypatch.setattr(many, "PICTURES", 0)
