@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Image
 
+from space.errors import InputError
 from space.images import SUFFIXES
 from space.remote import read_content
 from training import phantom
@@ -32,9 +33,14 @@ def write_data(rows: Dataset, folder: Path) -> None:
     masks = table.pop("mask") if "mask" in table else [""] * len(table)
     table["label"] = [names[label] if label != UNLABELLED else "" for label in table["label"]]
     table.loc[table["group"] == table["path"], "group"] = ""  # none is known
-    table.insert(0, "file_name", [_file_name(path) for path in table.pop("path")])
+    file_name = "path" if "file_name" in table else "file_name"  # where that is a column of theirs
+    paths = {}
+    for path in table.pop("path"):
+        if (other := paths.setdefault(_file_name(path), path)) != path:
+            raise InputError(f"{other} and {path} would both be {_file_name(path)}; rename one of them")
+    table.insert(0, file_name, list(paths))
     images = rows.cast_column("image", Image(decode=False))["image"]
-    for image, mask, name in zip(images, masks, table["file_name"], strict=True):
+    for image, mask, name in zip(images, masks, paths, strict=True):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_content(image))

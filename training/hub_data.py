@@ -98,8 +98,10 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     if names:
         labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
     stored = part.cast_column(picture, Image(decode=False))[picture]
-    files = [(image["path"] or "").rpartition("/")[2] for image in stored]
-    paths = [f"{split}/{index}-{file}".rstrip("-") for index, file in enumerate(files)]
+    files = [image and (image["path"] or "").rpartition("/")[2] for image in stored]
+    paths = [f"{split}/{index}-{file or ''}".rstrip("-") for index, file in enumerate(files)]
+    if labelled and None in files:
+        raise InputError(f"{place}: {files.count(None)} rows hold no image, {paths[files.index(None)]} for one")
     columns = {
         "label": labels,
         "group": [value or path for value, path in zip(text(group), paths, strict=True)],

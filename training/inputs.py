@@ -87,7 +87,10 @@ def _archive(path: Path) -> Iterator[Input]:
 def _hub(source: str) -> Iterator[Input]:
     rows, name = load_from_hub(source).cast_column("image", Image(decode=False)), source.partition("?")[0]
     groups = (row["group"] if row["group"] != row["path"] else "" for row in rows.select_columns(["group", "path"]))
-    return (Input(f"{name}/{row['path']}", row["image"], group) for row, group in zip(rows, groups, strict=True))
+    none = InputError("the data set holds no image there")
+    return (
+        Input(f"{name}/{row['path']}", row["image"] or none, group) for row, group in zip(rows, groups, strict=True)
+    )
 
 
 def _standard_input() -> Iterator[Input]:

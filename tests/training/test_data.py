@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from space.errors import InputError
-from tests.images import write_images
+from tests.images import write_images, write_table
 from training import data
 from training.sources import load_data
 
@@ -39,3 +39,18 @@ def test_the_verb_overwrites_nothing_and_leaves_nothing_half_written(tmp_path):
     assert os.listdir(tmp_path) == ["mine"]
     with pytest.raises(InputError, match="exists"):
         data.main(["phantom", "--output", str(tmp_path / "mine")])
+
+
+def test_two_images_of_one_name_are_refused_and_a_column_file_name_is_kept(tmp_path):
+    write_images(tmp_path / "mine", "images/1.png", "1.png")
+    table = tmp_path / "mine" / "table.csv"
+    write_table(table, ["path", "file_name", "label"], ["images/1.png", "a.png", "sick"], ["1.png", "b.png", "normal"])
+    with pytest.raises(InputError, match="images/1.png and 1.png would both be images/1.png"):
+        data.main([str(table), "--output", str(tmp_path / "copy")])
+    assert os.listdir(tmp_path) == ["mine"]
+    (tmp_path / "mine" / "1.png").rename(tmp_path / "mine" / "2.png")
+    write_table(table, ["path", "file_name", "label"], ["images/1.png", "a.png", "sick"], ["2.png", "b.png", "normal"])
+    data.main([str(table), "--output", str(tmp_path / "copy")])
+    rows = load_data(tmp_path / "copy")
+    assert list(rows["path"]) == ["images/1.png", "images/2.png"]
+    assert list(rows["file_name"]) == ["a.png", "b.png"]

@@ -11,6 +11,7 @@ from space.errors import InputError
 from space.predictor import Predictor
 from tests.images import write_images, write_table
 from training.inputs import find_inputs
+from training.sources import load_data
 
 
 def paths(*given):
@@ -105,6 +106,20 @@ def test_a_data_set_of_the_hub_needs_no_labels(tmp_path, monkeypatch):
         [("user/name/test/0-1.png", "p"), ("user/name/test/1-2.png", "q")]
     )
     assert found[0].source["path"] == str(tmp_path / "1.png")
+
+
+def test_a_row_of_the_hub_without_an_image_is_a_reason_and_no_data_to_train_on(tmp_path, monkeypatch):
+    write_images(tmp_path, "1.png")
+    rows = datasets.Dataset.from_dict(
+        {"image": [None, str(tmp_path / "1.png")], "label": ["sick", "normal"]},
+        datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")}),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(test=rows))
+    found = list(find_inputs(["user/name"]))
+    assert [given.path for given in found] == ["user/name/test/0", "user/name/test/1-1.png"]
+    assert "holds no image" in str(found[0].source)
+    with pytest.raises(InputError, match="user/name: 1 rows hold no image, test/0 for one"):
+        load_data("user/name")
 
 
 @pytest.mark.parametrize("name", ["a name \udcff.png", "two\nlines.png"])
