@@ -56,7 +56,7 @@ def _read_zip(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
     with zipfile.ZipFile(file) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.filename):
             name = _shown(member.filename)
-            if member.is_dir() or _left_out(name):
+            if member.filename.endswith("/") or _left_out(name):  # is_dir fails for a name that is empty
                 continue
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) and not stat.S_ISREG(mode):

@@ -123,6 +123,15 @@ def test_a_tar_that_lies_about_the_length_of_a_name_is_not_believed(tmp_path):
         list(read_archive(tmp_path / "a.tar"))
 
 
+def test_a_member_without_a_name_is_passed_over(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("!", b"text")
+        archive.writestr("b.png", b"picture")
+    packed = (tmp_path / "some.zip").read_bytes().replace(b"!", b"\0")  # which ends a name, so that nothing is left
+    (tmp_path / "some.zip").write_bytes(packed)
+    assert list(read_archive(tmp_path / "some.zip")) == [("b.png", b"picture")]
+
+
 def test_what_is_encrypted_a_link_or_an_archive_is_refused_in_one_line(tmp_path):
     path = pack(tmp_path / "a.zip", [("1.png", png(1)), ("2.png", png(2)), ("more.zip", b""), ("old.7z", b"")])
     content = bytearray(path.read_bytes())
