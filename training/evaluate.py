@@ -43,7 +43,12 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
     if sites:
         chosen &= np.isin(np.asarray(rows["site"]), sites)
     if split:
-        table = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
+        try:
+            table = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)[["path", "split"]]
+        except (ValueError, KeyError):
+            raise InputError(
+                f"{folder / 'split.csv'}: found no table of path and split; train the model anew"
+            ) from None
         chosen &= np.isin(np.asarray(rows["path"]), table["path"][table["split"] == split])
     if not chosen.any():
         raise InputError(

@@ -249,9 +249,11 @@ def main(argv: list[str] | None = None) -> None:
     there = folder / exported_name(args.format, "int8" if args.int8 else "float32")
     if there.exists() and not args.overwrite:
         raise InputError(f"{there} exists; replace it with --overwrite")
-    told = export(
-        folder, args.data or yaml.safe_load((folder / "recipe.yaml").read_text())["data"], args.format, args.int8
-    )
+    try:
+        data = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise InputError(f"{folder / 'recipe.yaml'}: found no data in it; train the model anew") from None
+    told = export(folder, args.data or data, args.format, args.int8)
     print("\n".join(lines(told)))
     print(f"written: {folder / told['file']}; eval/export_{Path(told['file']).stem}.json and README.md")
 

@@ -86,11 +86,14 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
 
 
 def labels_of(folder: Path) -> list[str]:
-    """The classes of a model folder, in their order."""
-    config = json.loads((folder / "config.json").read_text())
-    if "label_names" in config:  # an architecture of timm
-        return config["label_names"]
-    return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    """The classes of a model folder, in their order. Raises InputError when its config.json does not tell them."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if "label_names" in config:  # an architecture of timm
+            return config["label_names"]
+        return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / 'config.json'}: found no classes in it (id2label); train the model anew") from None
 
 
 def _with_mlp_head(stock: PreTrainedModel, head: dict) -> PreTrainedModel:

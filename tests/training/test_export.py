@@ -94,6 +94,14 @@ def test_bad_input_is_refused_in_one_line(exported, tmp_path, monkeypatch):
         export.main([str(tmp_path), "--format", "onnx"])
     with pytest.raises(InputError, match="absent: no such folder"):
         export.main([str(exported), "--format", "onnx", "--overwrite", "--data", "absent"])
+    for name, content, message in (
+        ("recipe.yaml", "", "recipe.yaml: found no data in it"),
+        ("split.csv", "", "split.csv: found no table of path and split"),
+    ):
+        broken = shutil.copytree(exported, tmp_path / name)
+        (broken / name).write_text(content)
+        with pytest.raises(InputError, match=message):
+            export.main([str(broken), "--format", "onnx", "--overwrite"])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--format onnx needs onnx, onnxscript, onnxruntime: pip install"):
         export.main([str(exported), "--format", "onnx", "--overwrite"])

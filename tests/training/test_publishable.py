@@ -172,6 +172,12 @@ def take(image):
     return np.asarray(ImageOps.exif_transpose(image))
 
 
+def test_a_model_folder_without_classes_is_refused(secret, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="config.json: found no classes in it"):
+        read_publishable(str(tmp_path), tmp_path, True)
+
+
 def test_other_data_than_the_model_s_is_refused(secret):
     data, model = secret
     Image.fromarray(speckle(9)).save(data / "Doe_John" / "Doe1.jpg")
