@@ -160,6 +160,8 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
     logging.set_verbosity_error()  # that the head is new is no news
     try:
         config = AutoConfig.from_pretrained(name, **head)
+        for key in ("calibration", "threshold", "threshold_origin"):  # of its head, where the tool has made it
+            config.__dict__.pop(key, None)
         model, loaded = AutoModelForImageClassification.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )

@@ -184,3 +184,12 @@ def test_an_architecture_of_timm_serves_as_a_pipeline_with_the_images_and_labels
     probabilities = Predictor(tmp_path / "model").answer([image])[0].probabilities
     assert {answer["label"] for answer in answers} == {"normal", "sick"}
     assert max(answer["score"] for answer in answers) == pytest.approx(probabilities.max(), abs=1e-4)
+
+
+def test_what_a_base_decided_by_is_not_what_the_new_head_decides_by(tmp_path):
+    save_base(tmp_path, GROUP_NORM)
+    told = {"threshold": 0.3, "threshold_origin": {"rule": "youden"}, "calibration": {"method": "temperature"}}
+    config = json.loads((tmp_path / "config.json").read_text()) | told
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, _ = load_base(ModelArguments(str(tmp_path), image_size=32), ["normal", "pneumonia", "effusion"])
+    assert not told.keys() & model.config.to_dict().keys()
