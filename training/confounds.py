@@ -73,11 +73,15 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list, seed: int
     classes = np.unique(labels)
     probabilities = np.zeros((len(labels), len(classes)))
     for train, test in folds:
+        known = np.unique(labels[train])
+        if len(known) == 1:  # all groups of the others are in this fold
+            probabilities[test, np.searchsorted(classes, known[0])] = 1.0
+            continue
         trees = HistGradientBoostingClassifier(
             learning_rate=0.15, max_iter=30, max_leaf_nodes=8, min_samples_leaf=5, random_state=seed
         )
         told = trees.fit(features[train], labels[train]).predict_proba(features[test])
-        probabilities[np.ix_(test, np.searchsorted(classes, trees.classes_))] = told
+        probabilities[np.ix_(test, np.searchsorted(classes, known))] = told
     return probabilities
 
 

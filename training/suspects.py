@@ -98,10 +98,11 @@ def doubtful_labels(
         return *nobody, None
     levels = prints.facts.loc[chosen, [f"level_{index}" for index in range(LEVELS)]].to_numpy(float)
     features = np.column_stack([_gradients(prints.thumbnails[chosen]), levels])
-    parts = min(60, len(chosen) // 2, features.shape[1])
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels, groups))
+    fewest = min(len(train) for train, _ in folds)  # where one group has most of the images
+    parts = min(60, len(chosen) // 2, fewest, features.shape[1])
     model = make_pipeline(StandardScaler(), PCA(parts, random_state=seed), LogisticRegression(C=0.05, max_iter=1000))
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    told = cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")
+    told = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     score = told[:, 1] if told.shape[1] == 2 else told
     auc = float(roc_auc_score(labels, score, multi_class="ovr"))
     if auc < TRUSTED:

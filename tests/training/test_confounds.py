@@ -70,3 +70,11 @@ def test_too_few_groups_give_no_answer(images):
     facts, labels, groups = images
     one_sick_patient = np.isin(groups, [str(number) for number in range(0, 60, 2)]) | (groups == "1")
     assert find_confounds(facts[one_sick_patient], labels[one_sick_patient], groups[one_sick_patient]) == []
+
+
+def test_a_class_that_is_in_one_fold_alone_gets_an_answer_too(images):
+    facts, _, _ = images
+    groups = np.repeat(["a", "b", "both"], 5)
+    labels = np.r_[np.zeros(5, int), np.ones(5, int), np.arange(5) % 2 == 0]
+    for result in find_confounds(facts[:15], labels, groups):
+        assert 0 <= result["auc"] <= 1

@@ -85,3 +85,10 @@ def test_without_enough_groups_there_is_no_judge(striped):
     found, _, auc = doubtful_labels(prints, np.arange(120), labels, (labels * 3 + np.arange(120) % 3).astype(str))
     assert len(found) == 0
     assert auc is None
+
+
+def test_a_group_with_most_of_the_images_is_judged_too(striped):
+    prints, labels, groups = striped
+    groups[np.arange(120) % 60 < 40] = "all of one clip"
+    _, _, auc = doubtful_labels(prints, np.arange(120), labels, groups)
+    assert auc > 0.9
