@@ -30,6 +30,7 @@ from training.calibration import Calibration
 from training.card import write_card
 from training.cli import Parser, run
 from training.evaluate import report, rows_of_folds, select_rows, with_pixels
+from training.groups import with_groups
 from training.measure import measure
 from training.outputs import new_folder, refuse_existing
 from training.report import write_report
@@ -52,7 +53,8 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     recipe = _recipe_of_all(folders)
     predictors = [Predictor(folder) for folder in folders]
     predictor = predictors[0]
-    parts = rows_of_folds(folders, select_rows(load_data(data, predictor.labels), folders[0], None, recipe["sites"]))
+    rows = with_groups(load_data(data, predictor.labels))
+    parts = rows_of_folds(folders, select_rows(rows, folders[0], None, recipe["sites"]))
     rows = concatenate_datasets(parts)
     logits = np.concatenate([look_at(each, part)[0] for each, part in zip(predictors, parts, strict=True)])
     mean = AveragedModel(predictor.model, use_buffers=True)

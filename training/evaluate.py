@@ -22,6 +22,7 @@ from space.saliency import METHODS
 from training.card import EXPORT, MADE, MOST_SUBGROUPS, is_evaluation, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
+from training.groups import with_groups
 from training.hub import model_folder
 from training.measure import measure
 from training.report import write_report
@@ -90,6 +91,9 @@ def report(result: dict) -> str:
     lines.append(f"saliency ({saliency['method']}): {'every test passed' if saliency['passed'] else 'FAILED a test'}")
     if "against" in result:
         lines += ["", _against(result["against"])]
+        if seen := result["against"]["seen_in_training"]:
+            other = result["against"]["model"]
+            lines.append(f"\nwarning: {other} was trained on {seen} of these {result['n']} images, which flatters it")
     if result["seen_in_training"]:
         lines.append(
             f"\nwarning: {result['seen_in_training']} of these {result['n']} images were trained on, so these figures "
@@ -137,10 +141,11 @@ def main(argv: list[str] | None = None) -> None:
         others = f"{', '.join(sorted(MADE))} or {EXPORT}..."
         raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {others}")
     args.model = model_folder(args.model)
-    if not (args.model / "split.csv").is_file():
-        raise InputError(
-            f"{args.model}: found no model folder (split.csv is missing); make one with chest-opacity train"
-        )
+    for folder in (args.model, *(args.folds or ())):
+        if not (folder / "split.csv").is_file():
+            raise InputError(
+                f"{folder}: found no model folder (split.csv is missing); make one with chest-opacity train"
+            )
     if args.folds and args.split:
         raise InputError("--split: with --folds it is the test part of each folder that is judged; leave it out")
     if args.prevalence is not None and not 0 < args.prevalence < 1:
@@ -148,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     predictor = Predictor(args.model)
     if args.saliency and args.saliency not in predictor.methods:
         raise InputError(f"--saliency {args.saliency}: this network allows {', '.join(predictor.methods)}")
-    rows = load_data(args.data, predictor.labels)
+    rows = with_groups(load_data(args.data, predictor.labels))
     if args.folds:
         parts = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
     else:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
+from datasets import Dataset, Value
 
 from training.listings import PART_OF
 
@@ -47,6 +48,14 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     if len(several) < FEWEST or max(sizes.values()) > LARGEST * len(groups):
         return list(paths), ""
     return groups, ", ".join(pattern for pattern, _ in used.most_common())
+
+
+def with_groups(rows: Dataset) -> Dataset:
+    """The rows of whole DATA; where it names no groups, with those of its file names, as the audit proposes them."""
+    paths = list(rows["path"])
+    if list(rows["group"]) != paths:
+        return rows
+    return rows.remove_columns("group").add_column("group", groups_from_names(paths)[0], feature=Value("string"))
 
 
 def merge(groups: Sequence[str], pairs: np.ndarray) -> list[str]:

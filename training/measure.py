@@ -20,6 +20,7 @@ from training import plots
 from training.calibration import Calibration
 from training.compare import compare
 from training.metric.bootstrap import bootstrap, calibration_error, interval
+from training.model import labels_of
 from training.outputs import new_file
 from training.saliency_check import check_saliency
 
@@ -50,6 +51,11 @@ def measure(
     into the folder and returns what the JSON holds.
     """
     predictor = Predictor(folder)
+    for other, _ in folds:
+        if (found := labels_of(other)) != predictor.labels:
+            expected = ", ".join(predictor.labels)
+            raise InputError(f"{other}: found the classes {', '.join(found)}; expected {expected}, in that order")
+    parts = [rows, *(part for _, part in folds)]
     table = pd.concat(
         [predict_rows(predictor, rows), *(predict_rows(Predictor(other), part) for other, part in folds)],
         ignore_index=True,
@@ -57,7 +63,7 @@ def measure(
     result = {
         "name": name,
         "sites": sorted(set(table["site"]) - {""}),
-        "synthetic": "synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"},
+        "synthetic": all("synthetic" in part.column_names and set(part["synthetic"]) == {"yes"} for part in parts),
         "seen_in_training": sum(int(_listed(each, part, "train").sum()) for each, part in [(folder, rows), *folds]),
         "elsewhere": not (_listed(folder, rows).any() or _of_home(folder, table["site"])),
         "folds": 1 + len(folds),
@@ -67,8 +73,11 @@ def measure(
         result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
     if against:
         other = Predictor(against)
-        tables = [predict_rows(other, part) for part in (rows, *(part for _, part in folds))]
-        result["against"] = {"model": against.name} | _against(table, pd.concat(tables, ignore_index=True), result)
+        told = _against(table, pd.concat([predict_rows(other, part) for part in parts], ignore_index=True), result)
+        seen = 0
+        if (against / "split.csv").is_file():
+            seen = sum(int(_listed(against, part, "train").sum()) for part in parts)
+        result["against"] = {"model": against.name, "seen_in_training": seen} | told
     method = method or predictor.methods[0]
     result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
 

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from space.errors import InputError
-from tests.images import write_images, write_table
+from tests.images import speckle, write_images, write_table
 from training import evaluate
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
@@ -122,7 +123,18 @@ def test_of_very_many_sites_only_their_number_is_printed(model):
     assert "site S" not in told
 
 
-def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path):
+def test_groups_are_those_of_the_file_names_where_none_are_given(model, tmp_path):
+    for clip in range(12):
+        for frame in range(2):
+            file = tmp_path / "data" / ("normal", "sick")[clip % 2] / f"clip{clip}_frame{frame}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(speckle(2 * clip + frame)).save(file)
+    evaluate.main([str(model), "--data", str(tmp_path / "data"), "--name", "clips"])
+    result = json.loads((model / "eval" / "clips.json").read_text())
+    assert (result["n"], result["groups"], result["cases"]["n"]) == (24, 12, 12)
+
+
+def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path, capsys):
     """Two folders with other test parts: the rows of each are judged by itself."""
     other = shutil.copytree(model, tmp_path / "other")
     split = pd.read_csv(other / "split.csv", dtype=str)
@@ -136,6 +148,35 @@ def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path):
     result = json.loads((model / "eval" / "folds.json").read_text())
     assert (result["folds"], result["n"], result["elsewhere"]) == (2, len(table), False)
     assert set(result["against"]["difference"].values()) == {0.0}
+    seen = (split["split"] == "test").sum()  # the other one was trained on these
+    assert result["against"]["seen_in_training"] == seen
+    assert f"other was trained on {seen} of these {len(table)} images" in capsys.readouterr().out
+
+
+def test_folds_of_other_classes_or_without_a_split_are_refused_and_one_of_real_images_is_not_synthetic(
+    model, small_phantom, tmp_path
+):
+    other = shutil.copytree(model, tmp_path / "other")
+    arguments = [str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other)]
+    split = pd.read_csv(other / "split.csv", dtype=str)
+    (other / "split.csv").unlink()
+    with pytest.raises(InputError, match="other: found no model folder"):
+        evaluate.main(arguments)
+    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
+    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+    config = json.loads((other / "config.json").read_text())
+    turned = config | {"id2label": {"0": "sick", "1": "normal"}, "label2id": {"sick": 0, "normal": 1}}
+    (other / "config.json").write_text(json.dumps(turned))
+    with pytest.raises(InputError, match="found the classes sick, normal; expected normal, sick, in that order"):
+        evaluate.main(arguments)
+    (other / "config.json").write_text(json.dumps(config))
+    data = shutil.copytree(small_phantom, tmp_path / "data")
+    table = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
+    real = table["file_name"].isin(split["path"][swapped == "test"])
+    table.assign(synthetic=table["synthetic"].mask(real, "")).to_csv(data / "metadata.csv", index=False)
+    arguments[2] = str(data)
+    evaluate.main(arguments)
+    assert not json.loads((model / "eval" / "folds.json").read_text())["synthetic"]
 
 
 def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):

@@ -43,3 +43,12 @@ def test_a_share_in_words():
     told = {"sensitivity": 0.934, "ci95": {"sensitivity": [0.85, 0.981]}, "specificity": None}
     assert of_a_hundred(told, "sensitivity") == "93 (85 to 98) of 100"
     assert of_a_hundred(told, "specificity") == "an unknown number of 100"
+
+
+def test_the_report_counts_epochs_and_not_how_often_it_was_measured(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    told = json.loads((model / "eval" / "training.json").read_text())
+    told["epochs"] = [row | {"epoch": row["epoch"] - half} for row in told["epochs"] for half in (0.5, 0)]
+    (model / "eval" / "training.json").write_text(json.dumps(told))
+    write_report(model)
+    assert "<p>2 epochs, " in (model / "report.html").read_text()
