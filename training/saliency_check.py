@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 from space.images import load_image
 from space.predictor import BATCH, Predictor
 from space.saliency import saliency_maps, scaled_map
-from training.metric.bootstrap import interval
+from training.metric.bootstrap import interval, widened
 
 SAMPLE = 12  # images for the first two tests, which need many forward passes
 RANDOM = 3  # networks with random weights
@@ -139,19 +139,28 @@ def _confidence(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tenso
 
 
 def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> dict | None:
-    """Where masks exist: does the map of the positive class point into the opacity, and how much of it lies inside?"""
+    """Where masks exist: does the map of the image's class point into the opacity, and how much of it lies inside?
+
+    Of two classes it is the map of the positive one. A mask that is black all over shows no opacity.
+    """
     if "mask" not in rows.column_names:
         return None
     has = np.flatnonzero(np.asarray(rows["mask"]) != "")
     has = has[np.unique(np.linspace(0, len(has) - 1, min(MASKED, len(has))).astype(int))] if len(has) else has
-    if len(has) == 0:
+    masks = {index: load_image(file).convert("L") for index, file in zip(has, rows.select(has)["mask"], strict=True)}
+    masks = {index: mask for index, mask in masks.items() if mask.getextrema()[1] > 127}
+    if not masks:
         return None
+    has = np.array(list(masks))
     pixels = _pixels(predictor, rows, has)
-    positive = torch.full((len(has),), len(predictor.labels) - 1, device=pixels.device)
+    last = len(predictor.labels) - 1
+    classes = torch.tensor(
+        [predictor.labels.index(label) or last for label in table["label"].iloc[has]], device=pixels.device
+    )
     size = pixels.shape[:1:-1]
     hits, inside, shares = [], [], []
-    for saliency, file in zip(_maps(predictor, pixels, positive, method), rows.select(has)["mask"], strict=True):
-        mask = np.asarray(load_image(file).convert("L").resize(size)) > 127
+    for saliency, mask in zip(_maps(predictor, pixels, classes, method), masks.values(), strict=True):
+        mask = np.asarray(mask.resize(size)) > 127
         shown = scaled_map(saliency, size)
         near = distance_transform_edt(~mask) <= TOLERANCE if mask.any() else mask
         hits.append(float(near.ravel()[shown.argmax()]) if shown.max() > 0 else 0.0)
@@ -159,7 +168,7 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
         shares.append((float(mask.mean()), float(near.mean())))
     groups = table["group"].to_numpy()[has]
     pointing, chance = float(np.mean(hits)), float(np.mean(shares, axis=0)[1])
-    spread = _mean_interval(np.array(hits), groups)
+    spread = widened(_mean_interval(np.array(hits), groups), len(set(groups)))
     return {
         "images": len(has),
         "pointing_game": pointing,

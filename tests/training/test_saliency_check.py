@@ -92,6 +92,33 @@ def test_a_map_that_does_not_depend_on_the_weights_fails(predictor, spots):
     assert not result["passed"]
 
 
+def test_a_mask_that_is_black_all_over_shows_no_opacity(predictor, spots, tmp_path):
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "black.png")
+    masks = [mask or str(tmp_path / "black.png") for mask in spots["mask"]]
+    rows = spots.remove_columns("mask").add_column("mask", masks)
+    told = [check_saliency(predictor, each, told_of(predictor, each), "cam")["place"] for each in (spots, rows)]
+    assert told[0] == told[1]
+
+
+def test_one_patient_whose_peak_is_in_the_mask_proves_nothing(predictor, spots):
+    rows = spots.select(range(2))
+    place = check_saliency(predictor, rows, told_of(predictor, rows), "cam")["place"]
+    assert place["pointing_game"] == 1
+    assert place["ci95"]["pointing_game"] == [pytest.approx(0.025), 1]
+    assert not place["passed"]
+
+
+def test_of_several_classes_the_map_is_that_of_the_image_s_own(predictor, spots):
+    several = copy.deepcopy(predictor)
+    several.labels = ["normal", "sick", "other"]
+    head = several.model.classifier[1]
+    weight = torch.cat([head.weight, -head.weight[1:]])  # what speaks for sick speaks against other
+    several.model.classifier[1] = torch.nn.Linear(8, 3)
+    several.model.classifier[1].weight = torch.nn.Parameter(weight)
+    place = check_saliency(several, spots, told_of(several, spots), "grad_cam")["place"]
+    assert place["pointing_game"] >= 0.95
+
+
 def test_without_masks_nothing_is_said_of_the_place(predictor, spots):
     rows = spots.remove_columns("mask")
     assert "place" not in check_saliency(predictor, rows, told_of(predictor, rows), "occlusion")
