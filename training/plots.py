@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from datasets import Dataset, Image
@@ -18,8 +19,11 @@ from space.saliency import overlay
 from training.metric.bootstrap import draw_groups
 from training.outputs import new_file
 
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class or site is a dollar
+
 # Blue and orange, and markers of different shape, are told apart by colour-blind people and in grey print too.
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#777777"
+STYLES = ("-", "--", ":", "-.")  # of lines, one for each site
 PANEL = 4.0  # inches of a panel's side
 DRAWS = 100  # of the bootstrap behind the bands
 GRID = np.linspace(0, 1, 101)
@@ -86,10 +90,12 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     left.plot([score[b].mean() for b in bins], [truth[b].mean() for b in bins], "o-", color=BLUE)
     left.set(title=f"reliability, ECE {result['ece']:.3f}", xlabel=f"probability given for {positive}",
              ylabel="share that was", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")  # fmt: skip
-    sites = sorted(set(table["site"]))
-    for style, site in zip(("-", "--", ":", "-."), sites, strict=False):
+    sites = table["site"].to_numpy()
+    if (several := len(set(sites))) > len(STYLES):  # no more can be told apart
+        sites = np.full(len(sites), f"at {several} sites")
+    for style, site in zip(STYLES, sorted(set(sites)), strict=False):
         for is_positive, colour in ((False, BLUE), (True, ORANGE)):
-            chosen = (table["site"] == site).to_numpy() & (truth == is_positive)
+            chosen = (sites == site) & (truth == is_positive)
             name = f"{'' if is_positive else 'not '}{positive} {site}"
             middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=name)
     if len(result["labels"]) == 2:

@@ -1,8 +1,11 @@
 import json
 import re
+import shutil
 
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
+
+from training.card import write_card
 
 
 def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
@@ -52,3 +55,23 @@ def test_every_picture_in_the_card_is_in_the_folder(small_model):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (small_model / "README.md").read_text())
     assert len(pictures) == 8
     assert all((small_model / picture).is_file() for picture in pictures)
+
+
+def test_names_with_pipes_and_new_lines_break_no_table(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    for file, name in (("config.json", "id2label"), ("eval/test.json", "sites"), ("eval/test.json", "f1")):
+        told = json.loads((model / file).read_text())
+        if name == "id2label":
+            told[name]["1"] = "a|b <i>"
+        elif name == "sites":
+            told[name] = ["one|two\nthree"]
+        (model / file).write_text(json.dumps(told))
+    for file in ("test", "external"):
+        text = (model / "eval" / f"{file}.json").read_text()
+        (model / "eval" / f"{file}.json").write_text(text.replace('"sick"', '"a|b <i>"'))
+    write_card(model)
+    text = ModelCard.load(model / "README.md").text
+    assert "one\\|two three" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    assert "<i>" not in text

@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from training.plots import GRID, _precision_recall, _roc
+from training.plots import GRID, _precision_recall, _roc, save, trust
 
 
 def of_sklearn(truth, score):
@@ -26,3 +27,20 @@ def test_a_draw_of_one_class_has_no_curve():
     truth, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
     draws = np.array([[1, 0, 2], [1, 1, 1], [0, 3, 0]])
     assert len(_roc(truth, score, draws)) == len(_precision_recall(truth, score, draws)) == 1
+
+
+def table_of(label, sites):
+    table = pd.DataFrame({"label": ["normal", label] * 10, "site": [f"S{number % sites}" for number in range(20)]})
+    table = table.assign(group=table.index, prediction=label, distance=0.5, probability_normal=0.4)
+    return {"labels": ["normal", label], "threshold": 0.5, "ece": 0.1}, table.assign(**{f"probability_{label}": 0.6})
+
+
+@pytest.mark.parametrize("sites", [1, 4, 5])
+def test_images_of_every_site_are_drawn(sites):
+    outlines = [patch.get_xy() for patch in trust(*table_of("sick", sites)).axes[1].patches]
+    areas = [np.diff(outline[:, 0])[1::2] @ outline[1:-1:2, 1] for outline in outlines]
+    assert sum(areas) == pytest.approx(20 * 0.05)  # bins of 0.05
+
+
+def test_names_are_no_formulas(tmp_path):
+    save(tmp_path / "trust.png", trust(*table_of(r"$\sick$", 1)))
