@@ -191,7 +191,11 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
     assert told["ci95"]["sensitivity"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
     assert told["ci95"]["per_class"]["precision"]["0"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
     assert told["ci95"]["npv"] == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
-    for bounds in (told["ci95"]["roc_auc"], told["ci95"]["per_class"]["roc_auc"]["0"]):
+    of_class = [*told["ci95"]["per_class"].values(), told["ci95"]["f1"]]
+    for bounds in (
+        *(told["ci95"][name] for name in ("roc_auc", "average_precision", "mcc")),
+        *(bounds for each in of_class for bounds in each.values()),
+    ):
         assert bounds == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 

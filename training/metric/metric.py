@@ -139,7 +139,8 @@ def _widen(intervals, groups, truth, decided, labels):
     """Do not be surer of shares than the groups that they are of allow, in place; see `widened`.
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
-    independent as there are groups of the rarer kind.
+    independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
+    is no surer than the class of fewest groups; a correlation of 1 is as sure as the shares behind it.
     """
 
     def counts(chosen):
@@ -152,6 +153,7 @@ def _widen(intervals, groups, truth, decided, labels):
         for which in (np.equal, np.not_equal)
     )
     pairs = [min(of, other) for of, other in zip(of_class, others, strict=True)]
+    either = counts((truth == label) | (decided == label) for label in classes)
     shares = [
         (intervals, "accuracy", groups.max() + 1),
         (intervals, "balanced_accuracy", min(of_class)),
@@ -159,11 +161,15 @@ def _widen(intervals, groups, truth, decided, labels):
         (intervals, "specificity", others[-1]),
         *((intervals, name, called[-1]) for name in ("precision", "ppv")),
         (intervals, "npv", not_called[-1]),
-        (intervals, "roc_auc", min(pairs)),
+        *((intervals, name, min(pairs)) for name in ("roc_auc", "average_precision")),
     ]
-    by_class = {"sensitivity": of_class, "specificity": others, "precision": called, "roc_auc": pairs}
+    if intervals["mcc"] is not None and intervals["mcc"][0] == 1:
+        shares.append((intervals, "mcc", min(of_class)))
+    by_class = {"sensitivity": of_class, "specificity": others, "precision": called}
+    by_class |= {"roc_auc": pairs, "average_precision": pairs, "f1": either}
     for name, numbers in by_class.items():
-        shares += [(per_class[name], label, number) for label, number in zip(labels, numbers, strict=True)]
+        told = intervals["f1"] if name == "f1" else per_class[name]
+        shares += [(told, label, n) for label, n in zip([*labels, "macro"], [*numbers, min(numbers)], strict=True)]
     for told, name, number in shares:
         if told[name] is not None:
             told[name] = widened(told[name], number)
