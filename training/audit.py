@@ -26,6 +26,7 @@ from training.confounds import find_confounds
 from training.duplicates import near_copies, same_pixels
 from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, merge
+from training.listings import PART_OF
 from training.outputs import new_file
 from training.sources import load_data, require_sites, unlisted_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
@@ -37,8 +38,8 @@ RELATIONS = ("group", "label", "site", "data", "part")
 class Audit:
     """What was found in one or several data sets, taken as one list of images.
 
-    images: a row each, in order: data, path, label, group, site, part (its given split, or the data set), merged (the
-    group after copies have been joined), and `pixels`, the hash of its content.
+    images: a row each, in order: data, path, label, group, site, part (its given split, perhaps none; the data set
+    where no split is given), merged (the group after copies have been joined), and `pixels`, the hash of its content.
     pairs: copies, with the columns one and other (numbers of images, the lower first), kind (exact, near), likeness.
     report: what audit.json holds.
     """
@@ -125,8 +126,8 @@ def _table(name: str, rows: Dataset) -> pd.DataFrame:
     table = pd.DataFrame({column: list(rows[column]) for column in ("path", "group", "site")})
     table.insert(0, "data", name)
     table["label"] = names[np.asarray(rows["label"], int)] if len(rows) else ""  # UNLABELLED, -1, is the last one
-    table["part"] = list(rows["split"]) if "split" in rows.column_names else ""
-    table.loc[table["part"] == "", "part"] = name
+    given = list(rows["split"]) if "split" in rows.column_names else []
+    table["part"] = [PART_OF.get(part.lower(), part) for part in given] if any(given) else name
     return table
 
 
@@ -199,8 +200,9 @@ def _duplicates(images: pd.DataFrame, pairs: pd.DataFrame) -> dict:
     )
     different["across_groups"] &= ~different["across_datas"]  # names of groups mean nothing in another data set
     different = different.rename(columns={"across_datas": "across_data"})
-    unknown = (images["label"].to_numpy()[one] == "") | (images["label"].to_numpy()[other] == "")
-    different["across_labels"] &= ~unknown
+    for name in ("label", "part"):
+        known = images[name].to_numpy() != ""
+        different[f"across_{name}s"] &= known[one] & known[other]
     counts = {
         kind: {"pairs": len(rows), "within_group": int((~different.loc[rows.index].any(axis=1)).sum())}
         | {name: int(different.loc[rows.index, name].sum()) for name in different}

@@ -12,6 +12,7 @@ from space.errors import InputError
 from tests.conftest import ROOT
 from tests.images import copy_of, speckle, write_table
 from training import audit
+from training.sources import load_data
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,16 @@ def test_clean_data_passes_strict(home, tmp_path, capsys):
     write_table(tmp_path / "list.csv", ["path", "label", "group"], *rows)
     audit.main([str(tmp_path / "list.csv"), "--strict", "--output", str(tmp_path / "audit")])
     assert "no leak between parts or data sets" in capsys.readouterr().out
+
+
+def test_images_without_a_part_and_other_words_for_one_are_no_leak(tmp_path):
+    for name in range(4):
+        Image.fromarray(speckle(name)).save(tmp_path / f"{name}.png")
+    rows = [["0.png", "normal", "a", "train"], ["1.png", "normal", "a", "Training"], ["2.png", "normal", "a", ""]]
+    write_table(
+        tmp_path / "metadata.csv", ["file_name", "label", "group", "split"], *rows, ["3.png", "normal", "b", "val"]
+    )
+    assert audit.audit_data({"home": load_data(tmp_path)}).report["leaks"] == []
 
 
 def test_groups_are_proposed_from_names_where_none_are_given_and_shown(home, tmp_path, capsys):
