@@ -62,7 +62,8 @@ class Abstention:
             tensors |= {f"{stage}.{name}": value.astype(np.float32) for name, value in cloud.items()}
         found = cls(tensors | {"limit": np.ones(1, np.float32)})
         for stage, points in enumerate(validation):
-            found.tensors[f"{stage}.usual"] = np.array([np.median(found._distance(stage, points))], np.float32)
+            usual = max(np.median(found._distance(stage, points)), 1e-6)  # 0: a stage that is never active
+            found.tensors[f"{stage}.usual"] = np.array([usual], np.float32)
         furthest = found.distances(validation).max()
         found.tensors["limit"] = np.array([np.clip(furthest, LIMIT, MOST)], np.float32)
         return found

@@ -46,6 +46,15 @@ def test_a_channel_that_is_hardly_ever_active_does_not_decide_alone(fitted):
     assert (abstention.distances(with_dead(cloud(rng, 200), 3e-3)) < 1).all()
 
 
+def test_a_stage_that_is_never_active_leaves_the_judgement_to_the_others():
+    rng = np.random.default_rng(0)
+    train, validation, far = rng.normal(size=(100, 8)), rng.normal(size=(30, 8)), np.full((1, 8), 40.0)
+    stages = [[points, np.zeros_like(points)] for points in (train, validation, far)]
+    found = Abstention.fit(*stages[:2])
+    assert (found.distances(stages[1]) <= 1).all()
+    assert found.distances(stages[2]) > 1
+
+
 def test_far_depends_on_the_direction(fitted):
     abstention, _ = fitted
     along, across = np.zeros((2, 6)), np.zeros((2, 40))
