@@ -77,10 +77,10 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
         _write_split(folders, work)
         _write_history(folders, work, output.name)
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            first = shutil.copytree(folders[0], Path(scratch) / "first")
+            first = shutil.copytree(folders[0], Path(scratch) / "first", ignore=shutil.ignore_patterns("eval"))
             own, *others = map(with_pixels, parts)
             result = measure(first, own, NAME, folds=list(zip(folders[1:], others, strict=True)))
-            for file in (first / "eval").glob(f"{NAME}[._]*"):
+            for file in (first / "eval").iterdir():
                 shutil.copy(file, work / "eval" / file.name)
         write_card(work)
         write_report(work)

@@ -75,3 +75,18 @@ def test_names_with_pipes_and_new_lines_break_no_table(small_model, tmp_path):
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert "<i>" not in text
+
+
+def test_warnings_stand_apart_from_tables_and_promise_no_more_than_the_split(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    for name in ("test", "external"):
+        told = json.loads((model / "eval" / f"{name}.json").read_text())
+        told |= {"seen_in_training": 3} if name == "test" else {"folds": 2}
+        (model / "eval" / f"{name}.json").write_text(json.dumps(told))
+    recipe = (model / "recipe.yaml").read_text()
+    (model / "recipe.yaml").write_text(recipe.replace("split_by: group", "split_by: image"))
+    write_card(model)
+    text = ModelCard.load(model / "README.md").text
+    for warning in ("test: 3 of ", "external: each image was judged", "The split is by image"):
+        assert f"\n\n**{warning}" in text
+    assert "that was not trained on it, at" in text
