@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from space.errors import InputError
 from space.remote import open_parquet
-from training.listings import GROUPS, LABELS, PART_OF
+from training.listings import GROUPS, LABELS, OURS, PART_OF
 
 
 def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
@@ -109,7 +109,7 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
         "path": paths,
         "split": [PART_OF.get(split, split)] * len(part),
     }
-    kept = {picture, label, group, "site", "path", "split"}
+    kept = {picture, label, group, "site", "path", "split", *OURS}
     columns |= {name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value)}
     rows = part.select_columns([picture])
     rows = rows if picture == "image" else rows.rename_column(picture, "image")

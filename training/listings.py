@@ -22,6 +22,7 @@ PART_OF = {
 }
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own
 
 
 def read_listing(place: Path) -> Iterator[dict[str, str]]:
@@ -74,7 +75,7 @@ def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str
         wanted = "path (or file_name)" + (" and label" if labelled else "")
         raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
     ours = {"path": path} | ({"label": label} if label else {}) | ({"group": group} if group else {})
-    others = {name: name for name in found if name not in {path, label, group, "image", "mask", "merged", "pixels"}}
+    others = {name: name for name in found if name not in {path, label, group, "image", *OURS}}
     return ours | others
 
 

@@ -187,6 +187,7 @@ def hub(tmp_path):
             "label": ClassLabel(names=["sick", "normal"]),
             "patient_id": Value("string"),
             "age": Value("int64"),
+            "pixels": Value("int64"),
         }
     )
     for part, count in (("train", 6), ("validation", 4)):
@@ -195,6 +196,7 @@ def hub(tmp_path):
             "label": [index % 2 for index in range(count)],
             "patient_id": [f"{part}-{index // 2}" for index in range(count)],
             "age": [index + 40 for index in range(count)],
+            "pixels": [400] * count,
         }
         Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet", batch_size=4)
     for index in range(3):
@@ -251,6 +253,7 @@ for source in sys.argv[1:]:
     assert whole["group"][::2] == ["train-0", "train-1", "train-2", "validation-0", "validation-1"]
     assert whole["split"] == ["train"] * 6 + ["validation"] * 4
     assert whole["age"][:2] == ["40", "41"]
+    assert "pixels" not in whole  # the name of a column that is added later
     assert len(set(whole["path"])) == 10
     assert train["grey"] == whole["grey"][:6]
     assert streamed == whole
