@@ -51,8 +51,10 @@ def measure(
     into the folder and returns what the JSON holds.
     """
     predictor = Predictor(folder)
-    for other, _ in folds:
-        if (found := labels_of(other)) != predictor.labels:
+    rival = Predictor(against) if against else None
+    known = [(other, labels_of(other)) for other, _ in folds] + ([(against, rival.labels)] if rival else [])
+    for other, found in known:
+        if found != predictor.labels:
             expected = ", ".join(predictor.labels)
             raise InputError(f"{other}: found the classes {', '.join(found)}; expected {expected}, in that order")
     parts = [rows, *(part for _, part in folds)]
@@ -71,9 +73,8 @@ def measure(
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
     if not folds and calibration["method"] == "temperature":  # from probabilities, no other can be undone
         result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
-    if against:
-        other = Predictor(against)
-        told = _against(table, pd.concat([predict_rows(other, part) for part in parts], ignore_index=True), result)
+    if rival:
+        told = _against(table, pd.concat([predict_rows(rival, part) for part in parts], ignore_index=True), result)
         seen = 0
         if (against / "split.csv").is_file():
             seen = sum(int(_listed(against, part, "train").sum()) for part in parts)
@@ -174,8 +175,6 @@ def _uncalibrated(table: pd.DataFrame, labels: list[str], calibration: Calibrati
 
 def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:
     labels = result["labels"]
-    if list(other.columns) != list(table.columns):
-        raise InputError(f"the other model knows other classes; expected {', '.join(labels)}")
     sides = [arrays(each, labels) for each in (table, other)]
     decided = [
         each["prediction"].map({label: n for n, label in enumerate(labels)}).to_numpy() for each in (table, other)

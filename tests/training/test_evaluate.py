@@ -167,8 +167,11 @@ def test_folds_of_other_classes_or_without_a_split_are_refused_and_one_of_real_i
     config = json.loads((other / "config.json").read_text())
     turned = config | {"id2label": {"0": "sick", "1": "normal"}, "label2id": {"sick": 0, "normal": 1}}
     (other / "config.json").write_text(json.dumps(turned))
-    with pytest.raises(InputError, match="found the classes sick, normal; expected normal, sick, in that order"):
-        evaluate.main(arguments)
+    for option in ("--folds", "--against"):
+        arguments[-2] = option
+        with pytest.raises(InputError, match="found the classes sick, normal; expected normal, sick, in that order"):
+            evaluate.main(arguments)
+    arguments[-2] = "--folds"
     (other / "config.json").write_text(json.dumps(config))
     data = shutil.copytree(small_phantom, tmp_path / "data")
     table = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
