@@ -67,7 +67,7 @@ def measure(
         "sites": sorted(set(table["site"]) - {""}),
         "synthetic": all("synthetic" in part.column_names and set(part["synthetic"]) == {"yes"} for part in parts),
         "seen_in_training": sum(int(_listed(each, part, "train").sum()) for each, part in [(folder, rows), *folds]),
-        "elsewhere": not (_listed(folder, rows).any() or _of_home(folder, table["site"])),
+        "elsewhere": all(_is_elsewhere(each, part) for each, part in [(folder, rows), *folds]),
         "folds": 1 + len(folds),
     } | assess(table, predictor.labels, prevalence)
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
@@ -187,12 +187,20 @@ def _failed(answer) -> bool:
     return isinstance(answer, InputError)
 
 
-def _of_home(folder: Path, sites: pd.Series) -> bool:
-    """Whether all images are of sites that a model was trained on, though perhaps of other patients."""
-    return set(sites) <= set(json.loads((folder / "eval" / "training.json").read_text())["sites"])
-
-
 def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:
     """Which of the rows stand in a model's split, in some parts of it or in any."""
-    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
+    split = _split(folder)
     return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"].isin(parts or set(split["split"]))])
+
+
+def _is_elsewhere(folder: Path, rows: Dataset) -> bool:
+    """Whether rows are of other sites than a model learned from; by the images themselves where sites do not tell."""
+    split, sites = _split(folder), set(rows["site"])
+    home = set(split["site"][split["split"] != "test"])
+    if "" not in sites and sites <= home:
+        return False  # though perhaps of other patients
+    return not _listed(folder, rows).any() or ("" not in sites | home and not sites & home)
+
+
+def _split(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)

@@ -182,6 +182,14 @@ def test_folds_of_other_classes_or_without_a_split_are_refused_and_one_of_real_i
     assert not json.loads((model / "eval" / "folds.json").read_text())["synthetic"]
 
 
+def test_a_site_that_was_left_out_is_not_home(model, small_phantom):
+    split = pd.read_csv(model / "split.csv", dtype=str)
+    split["site"] = np.where(split["split"] == "test", "A", "C")
+    split.to_csv(model / "split.csv", index=False)
+    evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
+    assert json.loads((model / "eval" / "test.json").read_text())["elsewhere"]
+
+
 def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):
     with pytest.raises(InputError, match="found no model folder"):
         evaluate.main([str(tmp_path), "--data", str(small_phantom), "--name", "x"])
