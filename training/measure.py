@@ -194,12 +194,10 @@ def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:
 
 
 def _is_elsewhere(folder: Path, rows: Dataset) -> bool:
-    """Whether rows are of other sites than a model learned from; by the images themselves where sites do not tell."""
+    """Whether a model has learned from no site of the rows or, where sites are not known, from none of the rows."""
     split, sites = _split(folder), set(rows["site"])
     home = set(split["site"][split["split"] != "test"])
-    if "" not in sites and sites <= home:
-        return False  # though perhaps of other patients
-    return not _listed(folder, rows).any() or ("" not in sites | home and not sites & home)
+    return not _listed(folder, rows).any() if "" in sites | home else not sites & home
 
 
 def _split(folder: Path) -> pd.DataFrame:
