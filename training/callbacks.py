@@ -103,13 +103,16 @@ class StopOnSignal(TrainerCallback):
             self.before[number] = signal.signal(number, self._ask)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.asked:
-            self.accelerator.set_trigger()
-        if self.accelerator.check_trigger():  # on all processes when it was set on one
-            self.asked = control.should_save = True
+        ends_epoch = state.epoch.is_integer() or control.should_training_stop  # and is measured before it is saved
+        if self._any_asked() and not ends_epoch:
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self._any_asked():
+            control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        if self.asked:
+        if self._any_asked():
             self.restore()
             if state.is_world_process_zero:
                 at = f"step {state.global_step} of {state.max_steps}"
@@ -118,6 +121,13 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.restore()
+
+    def _any_asked(self) -> bool:
+        """Whether one of the processes was asked, and so all are."""
+        if self.asked:
+            self.accelerator.set_trigger()
+        self.asked = self.accelerator.check_trigger()
+        return self.asked
 
     def _ask(self, _number, _frame) -> None:
         self.asked = True

@@ -77,6 +77,28 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
 
 
 def test_what_is_measured_and_kept_are_the_averaged_weights(parts, small_base, tmp_path):
+@pytest.mark.parametrize("step", [4, 8], ids=["first epoch", "last epoch"])
+def test_a_fit_stopped_in_the_last_step_of_an_epoch_is_measured_before(parts, small_base, tmp_path, step):
+    settings = {"num_train_epochs": 2, "lr_scheduler_type": "cosine"}
+    trainer, whole = fit(parts, small_base, tmp_path / "whole", **settings)
+    assert trainer.state.global_step == 8
+    stopped, _ = make(parts, small_base, tmp_path / "stopped", **settings)
+    taken = stopped.training_step
+
+    def interrupted(*given):
+        stopped.stop.asked = stopped.state.global_step == step - 1
+        return taken(*given)
+
+    stopped.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert stopped.state.global_step == step
+    again, same = fit(parts, small_base, tmp_path / "stopped", **settings)
+    assert distance(whole, same) == 0
+    measured = [[entry["step"] for entry in one.state.log_history if "eval_loss" in entry] for one in (trainer, again)]
+    assert measured == [[4, 8], [4, 8]]
+
+
     settings = {"num_train_epochs": 1, "lr_scheduler_type": "constant"}
     trainer, model = make(parts, small_base, tmp_path / "a", ema_decay=0.5, **settings)
     name = "bit.encoder.stages.1.layers.0.conv2.weight"
