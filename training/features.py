@@ -115,7 +115,7 @@ def _base_key(model: PreTrainedModel, examples: Examples, args: TrainingArgument
         chances = {"augment": examples.augmentation, "seed": examples.seed, "code": code, "rows": len(examples)}
     return chances | {
         "weights": body.hexdigest(),
-        "body": type(model).__name__,
+        "body": [type(model).__name__, model.config.to_dict()],
         "processor": examples.processor.to_dict(),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
         "device": args.device.type,

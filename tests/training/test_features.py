@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import datasets
@@ -53,7 +54,7 @@ def test_the_base_is_run_once_for_each_image_and_view_and_never_again(parts, sma
     assert sum(numbers) == images
 
 
-@pytest.mark.parametrize("change", ["size", "seed", "augment", "bf16", "weights"])
+@pytest.mark.parametrize("change", ["size", "seed", "augment", "bf16", "weights", "config"])
 def test_what_matters_to_the_features_is_in_their_key(parts, small_base, tmp_path, cache, monkeypatch, change):
     few = {part: parts[part].select(range(4)) for part in ("train", "validation")}
     settings = {"base": small_base, "freeze": "all", "augment": "light", "views": 1}
@@ -65,6 +66,11 @@ def test_what_matters_to_the_features_is_in_their_key(parts, small_base, tmp_pat
         tensors = weights(small_base)
         tensors["bit.norm.weight"] += 0.1
         save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+        settings["base"] = tmp_path / "base"
+    elif change == "config":  # as the number of attention heads, which no weight tells
+        shutil.copytree(small_base, tmp_path / "base")
+        config = json.loads((small_base / "config.json").read_text()) | {"hidden_act": "gelu"}
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config))
         settings["base"] = tmp_path / "base"
     else:
         settings[change] = changed[change]
