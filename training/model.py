@@ -71,15 +71,17 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
         model = AutoModelForImageClassification.from_config(config)
     else:
         model = _pretrained(name, head)
+        if args.head != "mlp" and isinstance(model, MlpHeadForImageClassification):
+            raise InputError(f"--head {args.head}: {name} has a perceptron as its head; take --head mlp")
         for setting, value in _processor_settings(name, model.config).items():
             setattr(processor, setting, value)
         _require_stride(name, model.config, size)
         if getattr(model.config, "image_size", size) != size:
-            model = _resized(model, size)
+            model = _resized(name, model, size)
         if hasattr(model.config, "pretrained_cfg"):
             _tell_timm(model.config, processor, labels)
     if args.head == "mlp":
-        model = _with_mlp_head(model, head)
+        model = _with_mlp_head(name, model, head)
     _require_size(name, model, size)
     freeze(model, args.freeze)
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions
@@ -96,24 +98,32 @@ def labels_of(folder: Path) -> list[str]:
         raise InputError(f"{folder / 'config.json'}: found no classes in it (id2label); train the model anew") from None
 
 
-def _with_mlp_head(stock: PreTrainedModel, head: dict) -> PreTrainedModel:
-    model = MlpHeadForImageClassification(MlpHeadConfig(body=stock.config.to_dict(), **head))
+def _with_mlp_head(name: str, stock: PreTrainedModel, head: dict) -> PreTrainedModel:
+    if isinstance(stock, MlpHeadForImageClassification):
+        return stock
+    try:
+        model = MlpHeadForImageClassification(MlpHeadConfig(body=stock.config.to_dict(), **head))
+    except AttributeError:
+        raise InputError(f"--head mlp: {name} does not tell how many channels it has; take --head linear") from None
     model.body.load_state_dict(stock.base_model.state_dict(), strict=False)  # ViT's has a pooler that is not used here
     return model
 
 
-def _resized(model: PreTrainedModel, size: int) -> PreTrainedModel:
+def _resized(name: str, model: PreTrainedModel, size: int) -> PreTrainedModel:
     """The same weights for images of another size; position embeddings of a grid are interpolated."""
     weights = model.state_dict()
-    embeddings = model.base_model.embeddings
     key = f"{model.base_model_prefix}.embeddings.position_embeddings"
     if key in weights:
+        embeddings = model.base_model.embeddings
         tokens = torch.empty(1, 1 + (size // embeddings.patch_size) ** 2, weights[key].shape[2])
         with torch.inference_mode():
             weights[key] = embeddings.interpolate_pos_encoding(tokens, size, size)
-    model.config.image_size = size
+    before, model.config.image_size = model.config.image_size, size
     resized = type(model)(model.config)
-    resized.load_state_dict(weights)
+    try:
+        resized.load_state_dict(weights)
+    except RuntimeError:
+        raise InputError(f"--image_size {size}: the weights of {name} are for images of {before} alone") from None
     return resized
 
 
@@ -142,7 +152,7 @@ def _require_stride(name: str, config: PreTrainedConfig, size: int) -> None:
 def _require_size(name: str, model: PreTrainedModel, size: int) -> None:
     """One look at a blank image tells whether the network takes images of this size."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # in inference mode, BEiT would keep tensors that cannot be trained with
             model.eval()(pixel_values=torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -173,6 +183,8 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
+    if not hasattr(model, "classifier") and not hasattr(model, "timm_model"):
+        raise InputError(f"base {name}: a {type(model).__name__} has no single head that could be made anew")
     weights = model.state_dict(keep_vars=True)
     of_head = {id(weight) for weight in head_of(model).state_dict(keep_vars=True).values()}
     new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}

@@ -1,10 +1,23 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, ConvNextConfig, ResNetConfig, SwinConfig, ViTConfig, pipeline
+from transformers import (
+    BeitConfig,
+    BertConfig,
+    BertModel,
+    ConvNextConfig,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    MobileNetV2Config,
+    ResNetConfig,
+    SwinConfig,
+    ViTConfig,
+    pipeline,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from space.errors import InputError
@@ -87,6 +100,42 @@ def test_every_family_takes_the_size_of_the_recipe_and_serves_as_a_pipeline(tmp_
         logits = model.eval()(pixel_values=processor(image, return_tensors="pt")["pixel_values"]).logits
     expected = dict(zip(["normal", "sick"], logits.softmax(-1)[0].tolist(), strict=True))
     assert {answer["label"]: answer["score"] for answer in classify(image)} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_with_a_perceptron_is_a_base_for_another_but_no_linear_one(tmp_path):
+    for part in base(str(save_base(tmp_path / "base", GROUP_NORM)), image_size=64, head="mlp"):
+        part.save_pretrained(tmp_path / "model")
+    settings = ModelArguments(str(tmp_path / "model"), image_size=64, head="mlp")
+    before, after = load_base(settings, ["normal", "sick"])[0], load_base(settings, ["normal", "a", "b"])[0]
+    assert after.config.num_labels == 3
+    assert torch.equal(before.classifier[0].weight, after.classifier[0].weight)
+    with pytest.raises(InputError, match="--head linear: .*model has a perceptron as its head; take --head mlp"):
+        base(str(tmp_path / "model"), image_size=64)
+
+
+VIT = FAMILIES["vit"].to_diff_dict() | {"image_size": 64}
+VIT = {key: value for key, value in VIT.items() if key not in {"model_type", "transformers_version"}}
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_other_families_are_trained_at_any_size_or_refused_in_one_line(tmp_path, size):
+    save_base(tmp_path / "mobile", MobileNetV2Config(depth_multiplier=0.25, image_size=64))
+    save_base(tmp_path / "beit", BeitConfig(**VIT, use_relative_position_bias=True, vocab_size=10, out_indices=[1]))
+    save_base(tmp_path / "base", FAMILIES["vit"])
+    shutil.copytree(tmp_path / "base", tmp_path / "teacher")
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**VIT)).save_pretrained(tmp_path / "teacher")
+    for name in ("mobile", "beit"):
+        if (name, size) == ("beit", 96):
+            with pytest.raises(InputError, match="--image_size 96: the weights of .*beit are for images of 64 alone"):
+                base(str(tmp_path / name), image_size=size)
+        else:
+            model, _ = base(str(tmp_path / name), image_size=size)
+            model.train()(pixel_values=torch.randn(2, 3, size, size)).logits.sum().backward()
+            assert model.config.image_size == size
+    with pytest.raises(InputError, match="--head mlp: .*mobile does not tell how many channels it has"):
+        base(str(tmp_path / "mobile"), image_size=size, head="mlp")
+    with pytest.raises(InputError, match="base .*teacher: a DeiTForImageClassificationWithTeacher has no single head"):
+        base(str(tmp_path / "teacher"), image_size=size)
 
 
 def test_the_code_in_the_folder_is_all_that_the_perceptron_needs(tmp_path):
