@@ -186,7 +186,11 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_home, tm
     assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 
-def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(small_model, small_home, tmp_path, capfd):
+def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
+    small_model, small_home, tmp_path, capfd, monkeypatch
+):
+    shown, save_samples = [], train.save_samples
+    monkeypatch.setattr(train, "save_samples", lambda path, seen: shown.append(len(seen)) or save_samples(path, seen))
     write_phantom(tmp_path / "many", sites=10)
     listed = pd.read_csv(tmp_path / "many" / "metadata.csv", keep_default_na=False)
     listed.drop(columns=["synthetic", "license"]).to_csv(tmp_path / "many" / "metadata.csv", index=False)
@@ -224,7 +228,9 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(sma
     licences = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["licences"]
     assert set(licences) == {"", "Apache-2.0"}
     assert licences[""] == len(simulated)
-    assert steps == -(-((split["split"] == "train").sum() + len(simulated)) // 4)
+    fitted = (split["split"] == "train").sum() + len(simulated)
+    assert steps == -(-fitted // 4)
+    assert shown[-1] == fitted  # what a view is depends on how many images there are
 
 
 def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp_path):
