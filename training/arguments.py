@@ -22,6 +22,13 @@ from training.machine import best_precision, best_workers
 from training.processes import require_several
 
 RECIPES = Path(__file__).parent / "recipes"
+LEAST = {"data_seed": 0, "learning_rate": 0, "head_learning_rate": 0, "mixup": 0, "cutmix": 0, "views": 0} | {
+    "dataloader_num_workers": 0,
+    "early_stopping_patience": 1,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+}
 
 
 @dataclass
@@ -244,6 +251,9 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
     shares = data.validation_share, data.test_share
     doubled = data.balance == "oversample" and data.balance_scope == "all"
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    at_steps, smoothing = training.save_strategy == "steps", training.label_smoothing_factor
+    saved = not (training.load_best_model_at_end and at_steps) or training.save_steps == training.eval_steps
+    length = training.num_train_epochs if training.max_steps < 0 else training.max_steps
     for key, value, fits, expected in (
         ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
         ("folds", data.folds, data.folds is None or data.folds > 1, "at least 2"),
@@ -251,10 +261,16 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
         ("balance_scope", data.balance_scope, not doubled, "train where oversample makes copies"),
         ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),
         ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
-        ("seed", training.seed, training.seed >= 0, "at least 0"),
-        ("mixup", training.mixup, training.mixup >= 0, "at least 0"),
-        ("cutmix", training.cutmix, training.cutmix >= 0, "at least 0"),
-        ("views", training.views, training.views >= 0, "at least 0"),
+        ("seed", training.seed, 0 <= training.seed < 2**32, "at least 0, below 4294967296"),
+        ("num_train_epochs, max_steps", length, length > 0, "more than 0"),
+        ("layer_decay", training.layer_decay, training.layer_decay > 0, "more than 0"),
+        ("label_smoothing_factor", smoothing, 0 <= smoothing <= 1, "0 to 1"),
+        ("save_steps", training.save_steps, saved, f"{training.eval_steps} as eval_steps: any may be the best"),
+        *(
+            (key, value, value >= least, f"at least {least}")
+            for key, least in LEAST.items()
+            if (value := getattr(training, key)) is not None
+        ),
         ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
         ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),
     ):

@@ -184,8 +184,8 @@ def _history(trainer: Trainer, name: str, balancing: dict[str, Dataset]) -> dict
     """What eval/training.json tells of how the model came about."""
     args, rows = trainer.args, epochs(trainer.state.log_history)
     best = trainer.state.best_model_checkpoint
-    if args.load_best_model_at_end and best is None:
-        raise InputError("the validation loss was never a number, so no checkpoint is best; lower --learning_rate")
+    if not rows or (args.load_best_model_at_end and best is None):
+        raise InputError("the validation part was never measured, so nothing is known of the model; see --eval_delay")
     step = int(best.rpartition("-")[2]) if args.load_best_model_at_end else rows[-1]["step"]
     return {
         "name": name,

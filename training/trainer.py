@@ -110,17 +110,29 @@ class ClassifierTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args, model = self.args, self.model if model is None else model
-            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
             body = args.learning_rate
             head = body if args.head_learning_rate is None else args.head_learning_rate
             groups = parameter_groups(
                 model, set(self.get_decay_parameter_names(model)), (body, head), args.layer_decay, args.weight_decay
             )
-            self.optimizer_cls_and_kwargs = kind, settings | {"params": groups}
-            super().create_optimizer(model)
+            try:
+                kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
+                self.optimizer_cls_and_kwargs = kind, settings | {"params": groups}
+                super().create_optimizer(model)
+            except (ImportError, TypeError, ValueError) as error:
+                raise InputError(f"optim {args.optim.value}: {' '.join(str(error).split())}") from error
             if args.ema_decay:
                 average_weights(self.optimizer, args.ema_decay)
         return self.optimizer
+
+    def create_scheduler(self, *args, **settings):
+        try:
+            return super().create_scheduler(*args, **settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"lr_scheduler_type {self.args.lr_scheduler_type.value} with lr_scheduler_kwargs "
+                f"{self.args.lr_scheduler_kwargs or {}}: {error}"
+            ) from error
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training and (self.args.mixup or self.args.cutmix):
@@ -140,12 +152,20 @@ class ClassifierTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._require_number("loss", loss.item(), self.state.global_step + 1)
+        return loss
+
+    def evaluate(self, *args, **settings) -> dict[str, float]:
+        metrics = super().evaluate(*args, **settings)
+        self._require_number("validation loss", metrics["eval_loss"], self.state.global_step)
+        return metrics
+
+    def _require_number(self, name: str, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             raise InputError(
-                f"the loss was {loss.item()} at step {self.state.global_step + 1}, with a learning rate of "
-                f"{self._get_learning_rate():.3g}; lower --learning_rate, or look for broken images with audit"
+                f"the {name} was {loss} at step {step}, with a learning rate of {self._get_learning_rate():.3g}; lower "
+                "--learning_rate, or look for broken images with audit"
             )
-        return loss
 
     def _save_checkpoint(self, model, trial) -> None:
         if self.args.ema_decay:
@@ -206,6 +226,8 @@ def epoch_metrics(weights: torch.Tensor):
 
     def compute(prediction: EvalPrediction) -> dict:
         logits, truth = prediction.predictions.astype(float), prediction.label_ids
+        if not np.isfinite(logits).all():
+            return dict.fromkeys(("loss", "accuracy", "roc_auc"), math.nan)
         given = log_softmax(logits, axis=-1)[np.arange(len(truth)), truth]
         probabilities = softmax(logits, axis=-1)
         scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities

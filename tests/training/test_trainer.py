@@ -76,7 +76,6 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
         assert distance(whole, same) == 0
 
 
-def test_what_is_measured_and_kept_are_the_averaged_weights(parts, small_base, tmp_path):
 @pytest.mark.parametrize("step", [4, 8], ids=["first epoch", "last epoch"])
 def test_a_fit_stopped_in_the_last_step_of_an_epoch_is_measured_before(parts, small_base, tmp_path, step):
     settings = {"num_train_epochs": 2, "lr_scheduler_type": "cosine"}
@@ -99,6 +98,7 @@ def test_a_fit_stopped_in_the_last_step_of_an_epoch_is_measured_before(parts, sm
     assert measured == [[4, 8], [4, 8]]
 
 
+def test_what_is_measured_and_kept_are_the_averaged_weights(parts, small_base, tmp_path):
     settings = {"num_train_epochs": 1, "lr_scheduler_type": "constant"}
     trainer, model = make(parts, small_base, tmp_path / "a", ema_decay=0.5, **settings)
     name = "bit.encoder.stages.1.layers.0.conv2.weight"
@@ -118,6 +118,28 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(parts, small
         InputError, match=r"the loss was (nan|inf) at step \d, with a learning rate of 1e\+15; lower"
     ) as no:
         fit(parts, small_base, tmp_path, learning_rate=1e15, max_grad_norm=0, lr_scheduler_type="constant")
+    assert "\n" not in str(no.value)
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_stop_too(parts, small_base, tmp_path):
+    settings = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant"}
+    with pytest.raises(InputError, match=r"the validation loss was nan at step 1, with a learning rate of 1e\+30"):
+        fit(parts, small_base, tmp_path, per_device_train_batch_size=64, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"mode": "min"}}, "lr_scheduler_type linear with .*'mode': 'min'.*unexpected keyword"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type cosine_with_min_lr with .*min_lr"),
+        ({"optim": "lomo"}, "optim lomo: You need to install"),
+        ({"adam_beta1": 2.0}, "optim adamw_torch.*: Invalid beta parameter"),
+    ],
+)
+def test_a_schedule_or_an_optimizer_that_cannot_be_had_is_one_line(parts, small_base, tmp_path, settings, message):
+    """As when the schedule of a recipe is changed, and its own settings stay."""
+    with pytest.raises(InputError, match=message) as no:
+        fit(parts, small_base, tmp_path, **settings)
     assert "\n" not in str(no.value)
 
 
