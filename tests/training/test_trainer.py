@@ -5,7 +5,8 @@ import torch
 from transformers import TrainerState
 
 from space.errors import InputError
-from tests.fits import distance, fit, make
+from tests.fits import distance, fit, make, save_base
+from tests.training.test_model import FAMILIES
 from training.callbacks import LearningCurves
 from training.unfinished import last_checkpoint
 
@@ -141,6 +142,16 @@ def test_a_schedule_or_an_optimizer_that_cannot_be_had_is_one_line(parts, small_
     with pytest.raises(InputError, match=message) as no:
         fit(parts, small_base, tmp_path, **settings)
     assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_processes_wait_for_no_gradient_that_never_comes(parts, tmp_path, family, head):
+    base = save_base(tmp_path / "base", FAMILIES[family])
+    trainer, model = make(parts, base, tmp_path, size=64, head=head)
+    model.train()(pixel_values=torch.randn(2, 3, 64, 64)).logits.sum().backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unused or trainer.accelerator.ddp_handler.find_unused_parameters
 
 
 def test_a_full_disk_is_one_line_and_the_fit_goes_on_once_there_is_room(parts, small_base, tmp_path):
