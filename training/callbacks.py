@@ -105,7 +105,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         ends_epoch = state.epoch.is_integer() or control.should_training_stop  # and is measured before it is saved
         if self._any_asked() and not ends_epoch:
-            control.should_save = True
+            control.should_save = control.should_log = True  # or the loss until here would be forgotten
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self._any_asked():
@@ -140,17 +140,20 @@ class StopOnSignal(TrainerCallback):
 
 
 def epochs(log_history: list[dict]) -> list[dict]:
-    """Trainer's log as one row for each time it measured on the validation part."""
-    rows, trained = [], {}
+    """Trainer's log as one row for each time it measured on the validation part, with the loss of all steps since."""
+    rows, parts, trained, measured = [], [], {}, False
     for entry in log_history:
         if "loss" in entry:
-            trained = entry
+            parts = [] if measured else parts
+            parts += [entry["loss"]] * (entry["step"] - trained.get("step", 0))  # the mean of so many steps
+            trained, measured = entry, False
         if "eval_loss" in entry:
+            measured = True
             rows.append(
                 {
                     "epoch": round(entry["epoch"], 2),
                     "step": entry["step"],
-                    "train_loss": trained.get("loss", float("nan")),
+                    "train_loss": sum(parts) / len(parts) if parts else float("nan"),
                     "val_loss": entry["eval_loss"],
                     "val_accuracy": entry["eval_accuracy"],
                     "val_auc": entry["eval_roc_auc"],

@@ -7,7 +7,7 @@ from transformers import TrainerState
 from space.errors import InputError
 from tests.fits import distance, fit, make, save_base
 from tests.training.test_model import FAMILIES
-from training.callbacks import LearningCurves
+from training.callbacks import LearningCurves, epochs
 from training.unfinished import last_checkpoint
 
 
@@ -67,6 +67,8 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
     assert stopped.state.global_step == 10
     state = TrainerState.load_from_json(f"{last_checkpoint(tmp_path / 'stopped' / 'checkpoints')}/trainer_state.json")
     again, same = fit(parts, small_base, tmp_path / "stopped", **settings)
+    for row, told in zip(epochs(trainer.state.log_history), epochs(again.state.log_history), strict=True):
+        assert told == pytest.approx(row, rel=1e-5)
     assert again.seconds > state.stateful_callbacks["Stopwatch"]["args"]["before"] > 0
     assert distance(whole, same) == 0
     assert again.state.global_step == trainer.state.global_step
