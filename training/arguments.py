@@ -263,6 +263,7 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
         ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
         ("seed", training.seed, 0 <= training.seed < 2**32, "at least 0, below 4294967296"),
         ("num_train_epochs, max_steps", length, length > 0, "more than 0"),
+        ("save_only_model", training.save_only_model, not training.save_only_model, "false, or no run could go on"),
         ("layer_decay", training.layer_decay, training.layer_decay > 0, "more than 0"),
         ("label_smoothing_factor", smoothing, 0 <= smoothing <= 1, "0 to 1"),
         ("save_steps", training.save_steps, saved, f"{training.eval_steps} as eval_steps: any may be the best"),

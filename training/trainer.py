@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -167,6 +168,14 @@ class ClassifierTrainer(Trainer):
                 "--learning_rate, or look for broken images with audit"
             )
 
+    def _load_from_checkpoint(self, checkpoint, model=None) -> None:
+        with _of_this_network(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        with _of_this_network(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _save_checkpoint(self, model, trial) -> None:
         if self.args.ema_decay:
             self.optimizer.eval()  # what is kept are the averaged weights
@@ -182,6 +191,15 @@ class ClassifierTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
+
+
+@contextmanager
+def _of_this_network(checkpoint) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{checkpoint}: it is of another network or recipe ({reason})") from error
 
 
 def make_trainer(

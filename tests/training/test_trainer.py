@@ -124,6 +124,17 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(parts, small
     assert "\n" not in str(no.value)
 
 
+@pytest.mark.parametrize("settings", [{"head": "mlp"}, {"freeze": "1"}, {"base": "scratch:resnet-8-thin"}])
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(parts, small_base, tmp_path, settings):
+    """As resume_from_checkpoint may name one."""
+    few = {part: parts[part].select(range(16)) for part in ("train", "validation")}
+    fit(few, small_base, tmp_path / "one")
+    other, _ = make(few, folder=tmp_path / "other", **{"base": small_base} | settings)
+    with pytest.raises(InputError, match="checkpoint-1: it is of another network or recipe") as no:
+        other.train(resume_from_checkpoint=last_checkpoint(tmp_path / "one" / "checkpoints"))
+    assert "\n" not in str(no.value)
+
+
 def test_weights_that_are_no_numbers_after_the_last_step_stop_too(parts, small_base, tmp_path):
     settings = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant"}
     with pytest.raises(InputError, match=r"the validation loss was nan at step 1, with a learning rate of 1e\+30"):
