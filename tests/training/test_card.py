@@ -21,6 +21,7 @@ def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
         told = {r.metric_type: r.metric_value for r in card.data.eval_results if r.dataset_split == name}
         assert told["roc_auc"] == round(evaluation["roc_auc"], 4)
         assert told["accuracy"] == round(evaluation["accuracy"], 4)
+        assert told["f1"] == round(evaluation["f1"]["macro"], 4)
         intervals = {r.metric_type: r.metric_args for r in card.data.eval_results if r.dataset_split == name}
         assert intervals["roc_auc"]["ci95"] == [round(bound, 4) for bound in evaluation["ci95"]["roc_auc"]]
         assert intervals["roc_auc"]["elsewhere"] == (name == "external")
