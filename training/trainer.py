@@ -224,6 +224,7 @@ def make_trainer(
         validation = extract(model, parts["validation"], validation, args, 1)
         model = HeadOnly(model)
         args.bf16 = args.fp16 = False  # which would only slow down and blur so small a network
+        args.mixed_precision = "no"  # as it follows from them, but was told before
         args.per_device_eval_batch_size = max(args.per_device_eval_batch_size, PIECE)
     elif model_args.head == "mlp":
         args.ddp_find_unused_parameters = True  # the pooler of ViT and the last norm of ConvNeXT, which it passes over

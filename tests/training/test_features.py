@@ -44,6 +44,13 @@ def test_the_head_learns_the_same_from_the_cache_as_without_it(parts, small_base
         assert {key: one[key] for key in compared} == pytest.approx({key: two[key] for key in compared}, rel=1e-4)
 
 
+def test_the_head_learns_in_float32_whatever_the_base_runs_in(parts, small_base, tmp_path, cache):
+    few = {part: parts[part].select(range(4)) for part in ("train", "validation")}
+    trainer, _ = make(few, small_base, tmp_path, freeze="all", bf16=True)
+    with trainer.compute_loss_context_manager():
+        assert trainer.model(**next(iter(trainer.get_train_dataloader()))).logits.dtype == torch.float32
+
+
 def test_the_base_is_run_once_for_each_image_and_view_and_never_again(parts, small_base, tmp_path, cache, monkeypatch):
     settings = {"freeze": "all", "augment": "light", "views": 2, "num_train_epochs": 4}
     images = 2 * len(parts["train"]) + len(parts["validation"])
