@@ -22,7 +22,8 @@ from training.machine import best_precision, best_workers
 from training.processes import require_several
 
 RECIPES = Path(__file__).parent / "recipes"
-LEAST = {"data_seed": 0, "learning_rate": 0, "head_learning_rate": 0, "mixup": 0, "cutmix": 0, "views": 0} | {
+LEAST = {  # that a number may be
+    **dict.fromkeys(("data_seed", "learning_rate", "head_learning_rate", "mixup", "cutmix", "views"), 0),
     "dataloader_num_workers": 0,
     "early_stopping_patience": 1,
     "gradient_accumulation_steps": 1,
