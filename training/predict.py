@@ -6,6 +6,7 @@ find /archive -name "*.dcm" | chest-opacity predict models/phantom - --output pr
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -172,7 +173,7 @@ def summary(rows: Predictions, counts: Counter) -> str:
     return f"{shown.to_string(index=False)}\n{'...' if rows.done > SHOWN else ''}\n{rows.done} images: {told}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="chest-opacity predict", description="Classify images and clips into a table, one row each.")
     parser.add_argument("model", metavar="MODEL", help="a model folder or Hub id")
     parser.add_argument(
@@ -192,7 +193,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_mode()
     parser.add_argument("--shard", metavar="i/n", help="only every n-th input from the i-th on, into a part of its own")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _arguments(argv)
     shard, shards = shard_of(args.shard)
     if shards > 1:
         args.output = args.output.parent / f"{args.output.stem}-{shard:05d}-of-{shards:05d}{args.output.suffix}"
