@@ -24,7 +24,7 @@ MOST_TOTAL = 1 << 40  # of all files inside, where the caller allows no less
 MOST_RATIO = 200  # unpacked to packed: pictures hardly reach 50, nothing but zeros 1,000
 SMALL = 16 << 20  # bytes up to which a ratio says nothing: a black frame is a few bytes
 KNOWN = images.SUFFIXES | clips.SUFFIXES | dicom.SUFFIXES
-FAULTS = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
+FAULTS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError)
 
 
 def is_archive(path: str | Path) -> bool:

@@ -36,6 +36,7 @@ from training.outputs import new_folder, refuse_existing
 from training.report import write_report
 from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
+from training.split import read_split
 
 NAME = "folds"  # of the evaluation
 MOST_LOSS = 1.1  # of the mean on images it was trained on, for 1 of the networks on others
@@ -122,8 +123,7 @@ def _require_as_good(predictor: Predictor, truth: np.ndarray, seen: np.ndarray, 
 
 
 def _write_split(folders: Sequence[Path], work: Path) -> None:
-    tables = [pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False) for folder in folders]
-    split = pd.concat(tables)
+    split = pd.concat(map(read_split, folders))
     learned = split["path"].isin(split["path"][split["split"] == "train"])
     split["split"] = np.where(learned, "train", "validation")  # of few folds, some images may be in no train part
     split = split.drop_duplicates("path").sort_values("path")

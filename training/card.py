@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from space.card import HOME
 from training.model import labels_of
 from training.outputs import new_file
+from training.split import read_split
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -56,7 +57,7 @@ def gather(folder: Path) -> dict:
         "recipe_text": yaml.safe_dump(recipe, sort_keys=False).strip(),
         "training": training,
         "audit": audit,
-        "parts": _parts(pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False), labels),
+        "parts": _parts(read_split(folder), labels),
         "evaluations": evaluations,
         "exports": exports,
         "titles": TITLES,

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
 
 from space.errors import InputError
@@ -27,6 +26,7 @@ from training.hub import model_folder
 from training.measure import measure
 from training.report import write_report
 from training.sources import UNLABELLED, load_data, require_sites
+from training.split import read_split
 from training.tables import classification_tables, in_words
 
 
@@ -44,12 +44,7 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
     if sites:
         chosen &= np.isin(np.asarray(rows["site"]), sites)
     if split:
-        try:
-            table = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)[["path", "split"]]
-        except (ValueError, KeyError):
-            raise InputError(
-                f"{folder / 'split.csv'}: found no table of path and split; train the model anew"
-            ) from None
+        table = read_split(folder)
         chosen &= np.isin(np.asarray(rows["path"]), table["path"][table["split"] == split])
     if not chosen.any():
         raise InputError(

@@ -23,6 +23,7 @@ from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.model import labels_of
 from training.outputs import new_file
 from training.saliency_check import check_saliency
+from training.split import read_split
 
 METRIC = Path(__file__).parent / "metric"
 SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart
@@ -189,16 +190,12 @@ def _failed(answer) -> bool:
 
 def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:
     """Which of the rows stand in a model's split, in some parts of it or in any."""
-    split = _split(folder)
+    split = read_split(folder)
     return np.isin(np.asarray(rows["pixels"]), split["pixels"][split["split"].isin(parts or set(split["split"]))])
 
 
 def _is_elsewhere(folder: Path, rows: Dataset) -> bool:
     """Whether a model has learned from no site of the rows or, where sites are not known, from none of the rows."""
-    split, sites = _split(folder), set(rows["site"])
+    split, sites = read_split(folder), set(rows["site"])
     home = set(split["site"][split["split"] != "test"])
     return not _listed(folder, rows).any() if "" in sites | home else not sites & home
-
-
-def _split(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)

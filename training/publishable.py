@@ -31,6 +31,7 @@ from training.card import find_template
 from training.fingerprint import require_readable
 from training.model import labels_of
 from training.sources import UNLABELLED, load_data
+from training.split import read_split
 
 KEPT = ("license", "attribution", "synthetic")
 ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
@@ -144,7 +145,7 @@ def _licences(rows: Dataset) -> list[str]:
 
 def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
     """The split of each row, (n,) of text."""
-    split = _read_split(model / "split.csv")
+    split = read_split(model).set_index("path")[["pixels", "split"]]
     sites = yaml.safe_load((model / "recipe.yaml").read_text()).get("sites")
     found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
     same = split["pixels"] == found.reindex(split.index)
@@ -158,15 +159,6 @@ def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarr
     away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
     parts[rest & ~known], parts[rest & known & away], parts[rest & known & ~away] = "unlabelled", "external", "left_out"
     return parts
-
-
-def _read_split(file: Path) -> pd.DataFrame:
-    """pixels and split by path."""
-    try:
-        return pd.read_csv(file, dtype=str, keep_default_na=False).set_index("path")[["pixels", "split"]]
-    except (ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: found no table of path, pixels and split ({reason}); train the model anew") from None
 
 
 def _numbered(images: pd.DataFrame) -> list[str]:

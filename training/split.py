@@ -10,8 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from space.errors import InputError
@@ -59,6 +61,20 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
         turn = args.fold if args.folds else args.test_site  # so that each fold keeps others from training
         assigned[open_] = assign_parts(units[open_], labels[open_], shares, seed if turn is None else f"{seed}:{turn}")
     return {part: rows.select(np.flatnonzero(assigned == part)) for part in PARTS}
+
+
+def read_split(folder: Path) -> pd.DataFrame:
+    """A model folder's split.csv, as text: path, label, group, site, pixels and split of each image. Raises InputError
+    when it is no such table."""
+    file = folder / "split.csv"
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if lacking := sorted({"path", "pixels", "split"} - set(table.columns)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        return table
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: found no table of path, pixels and split ({reason}); train the model anew") from None
 
 
 def assign_parts(

@@ -96,7 +96,7 @@ def test_bad_input_is_refused_in_one_line(exported, tmp_path, monkeypatch):
         export.main([str(exported), "--format", "onnx", "--overwrite", "--data", "absent"])
     for name, content, message in (
         ("recipe.yaml", "", "recipe.yaml: found no data in it"),
-        ("split.csv", "", "split.csv: found no table of path and split"),
+        ("split.csv", "", "split.csv: found no table of path, pixels and split"),
     ):
         broken = shutil.copytree(exported, tmp_path / name)
         (broken / name).write_text(content)

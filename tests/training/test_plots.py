@@ -43,4 +43,7 @@ def test_images_of_every_site_are_drawn(sites):
 
 
 def test_names_are_no_formulas(tmp_path):
-    save(tmp_path / "trust.png", trust(*table_of(r"$\sick$", 1)))
+    figure = trust(*table_of(r"$\sick$", 1))
+    save(tmp_path / "trust.png", figure)
+    assert r"$\sick$ S0" in [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert (tmp_path / "trust.png").is_file()
