@@ -25,8 +25,13 @@ from training.unfinished import RUN, difference, read_run
 
 LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
+NONE = f"found no {LAST}/ there; a run with hub_strategy: checkpoint has one till its end"
 HERE_ONLY = "training_args.bin"
 STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
+PLACES = {  # what a run may have otherwise and still end with the same weights, but for rounding (mode)
+    *("data", "external", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+    *("hub_revision", "resume_from_checkpoint", "report_to", "mode"),
+}
 
 
 class HubSaves(TrainerCallback):
@@ -94,33 +99,37 @@ def fetch_start(work: Path, args: transformers.TrainingArguments, saves: HubSave
     """Bring what a run is to go on from into the checkpoints of its unfinished folder, where none is there yet.
 
     That is the last checkpoint of the repository that resume_from_checkpoint names, or with hub_strategy: checkpoint
-    the last one of this very run, unless it is to be given up. Raises InputError when resume_from_checkpoint has none.
+    the last one of this very run, unless it is to be given up. Raises InputError when resume_from_checkpoint has none,
+    or one of another recipe or other images.
     """
     checkpoints = work / "checkpoints"
     if list(checkpoints.glob(f"checkpoint-*/{STATE}")):
         return
     if (repo := args.resume_from_checkpoint) is not None:
         hub.check_name(repo)
-        if not _fetch(repo, args.hub_revision, checkpoints):
-            raise InputError(
-                f"{repo}: found no {LAST}/ there; a run with hub_strategy: checkpoint has one till its end"
-            )
+        if differs := _fetch(repo, args.hub_revision, work):
+            raise InputError(f"{repo}: {differs}; name a run of this recipe, or begin anew without it")
     elif saves and saves.strategy is HubStrategy.CHECKPOINT and not overwrite:
-        _fetch(saves.repo, saves.revision, checkpoints, read_run(work))
+        differs = _fetch(saves.repo, saves.revision, work)
+        if differs and differs != NONE:
+            print(f"{saves.repo}: {differs}, so training begins anew")
 
 
-def _fetch(repo: str, revision: str | None, checkpoints: Path, run: dict | None = None) -> bool:
-    """Copy a last checkpoint, and the best one's weights; False when there is none, or another run's than `run`."""
+def _fetch(repo: str, revision: str | None, work: Path) -> str | None:
+    """Copy a last checkpoint, and the best one's weights, into the unfinished folder; why not, where it cannot be."""
     wanted = [f"{LAST}/*", f"{BEST}/*"]
     with hub.plainly(f"model {repo}"):
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not (fetched / LAST / STATE).is_file():
-            return False
-        before = read_run(fetched / LAST)
-        if run and (differs := difference(before | {"mode": run["mode"]}, run)):  # it may go on on another machine
-            print(f"the last checkpoint of {repo} is of a run with {differs}, so training begins anew")
-            return False
+            return NONE
+        before, run = (
+            {key: value for key, value in read_run(folder).items() if key not in PLACES}
+            for folder in (fetched / LAST, work)
+        )
+        if differs := difference(before, run):
+            return f"the last checkpoint is of a run with {differs}"
         state = json.loads((fetched / LAST / STATE).read_text())
+        checkpoints = work / "checkpoints"
         last = checkpoints / f"checkpoint-{state['global_step']}"
         best = checkpoints / Path(state["best_model_checkpoint"] or last).name
         if best != last:
@@ -129,4 +138,4 @@ def _fetch(repo: str, revision: str | None, checkpoints: Path, run: dict | None 
         state["best_model_checkpoint"] = str(best)
         (last / STATE).write_text(json.dumps(state, indent=2) + "\n")
     print(f"going on from step {state['global_step']}, the last checkpoint of {repo}")
-    return True
+    return None

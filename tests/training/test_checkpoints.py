@@ -76,36 +76,42 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
 FETCH = """
 from types import SimpleNamespace
 from transformers.trainer_utils import HubStrategy
+from space.errors import InputError
 from training.checkpoints import fetch_start
 from training.unfinished import last_checkpoint, open_unfinished
 
 work = Path(WORK)
 open_unfinished(work, RUN, False)
 saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
-fetch_start(work, SimpleNamespace(resume_from_checkpoint=None), saves, OVERWRITE)
+try:
+    fetch_start(work, SimpleNamespace(resume_from_checkpoint=NAMED, hub_revision=None), saves, OVERWRITE)
+except InputError as error:
+    print(error)
 print(last_checkpoint(work / "checkpoints"))
 """
 
 
 def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
-    """On another machine too; but not with other labels, and not when it is to be begun anew."""
-    run = {"seed": 1, "labels": "a", "mode": "float32"}
+    """On another machine and from another folder too; but not with other labels, nor when it is to be begun anew."""
+    run = {"seed": 1, "labels": "a", "mode": "float32", "data": "here"}
     (tmp_path / "left" / "last-checkpoint").mkdir(parents=True)
     for name, told in (("run.yaml", run), ("trainer_state.json", {"global_step": 7, "best_model_checkpoint": None})):
         (tmp_path / "left" / "last-checkpoint" / name).write_text(json.dumps(told))
     hub.add("model", "clinic/left", tmp_path / "left")
 
-    def fetch(name, overwrite, **other):
+    def fetch(name, overwrite, named=None, **other):
         code = f"from pathlib import Path\nWORK, RUN, OVERWRITE = {str(tmp_path / name)!r}, {run | other}, {overwrite}"
-        return client.read(code + FETCH).splitlines()
+        return client.read(f"{code}\nNAMED = {named!r}\n{FETCH}").splitlines()
 
     checkpoint = str(tmp_path / "same" / "checkpoints" / "checkpoint-7")
-    assert fetch("same", False, mode="bf16") == ["going on from step 7, the last checkpoint of clinic/left", checkpoint]
-    assert fetch("labels", False, labels="b") == [
-        "the last checkpoint of clinic/left is of a run with labels: a where this one has b, so training begins anew",
-        "None",
-    ]
+    going_on = "going on from step 7, the last checkpoint of clinic/left"
+    assert fetch("same", False, mode="bf16") == [going_on, checkpoint]
+    differs = "clinic/left: the last checkpoint is of a run with labels: a where this one has b"
+    assert fetch("labels", False, labels="b") == [f"{differs}, so training begins anew", "None"]
     assert fetch("anew", True) == ["None"]
+    assert fetch("moved", False, "clinic/left", data="there")[0] == going_on
+    refused = fetch("named", False, "clinic/left", labels="b")
+    assert refused == [f"{differs}; name a run of this recipe, or begin anew without it", "None"]
 
 
 def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_home, tmp_path):
