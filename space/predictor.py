@@ -30,6 +30,7 @@ from space.saliency import methods_for, placed, saliency_maps
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
 LEAST = 1e-12  # probability whose logarithm is taken
 BATCH = 8  # images that go through the network together; larger ones outgrow a processor's caches
+GPU_BATCH, GPU_FEEDERS = 32, 4  # on an accelerator; more threads that decode for it hold each other up
 Source = str | Path | bytes | dict
 
 
@@ -102,7 +103,9 @@ class Predictor:
         self.model.to(device, memory_format=torch.channels_last)
         network = Network(self.model, self.processor).eval().to(device)
         self.run = load_runtime(runtime, precision, self.folder, network, bulk)
-        self._turn = threading.Lock() if device.type != "cpu" else nullcontext()  # an accelerator does one at a time
+        on_processor = device.type == "cpu"
+        self._turn = nullcontext() if on_processor else threading.Lock()  # an accelerator does one at a time
+        self._batch, self._feeders = (BATCH, cores()) if on_processor else (GPU_BATCH, min(GPU_FEEDERS, cores()))
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.methods = methods_for(self.model)
         self._cuts = not np.allclose(self._seen((600, 400)), (0, 0, 1, 1), atol=0.01)
@@ -168,19 +171,20 @@ class Predictor:
         """Predict files of any number in order: what the model says of each, or why it cannot be read.
 
         A clip, or a DICOM file of many frames, gets one answer for its evenly spaced frames. A reason among the sources
-        comes back in its place. Every core decodes, scales and computes for itself; no more than a few batches are
-        ahead of the answers that were taken. show: called from several threads with each file's number from 0, its
-        image, or the frame that is most surely what the clip is called, and what the model says of that by `method`.
+        comes back in its place. Every core decodes, scales and computes for itself, or a few feed an accelerator; no
+        more than a few batches are ahead of the answers that were taken. show: called from several threads with each
+        file's number from 0, its image, or the frame that is most surely what the clip is called, and what the model
+        says of that by `method`.
         """
         threads = torch.get_num_threads()
-        workers = cores() if method in {None, "cam"} else 1  # the others listen to the passes of one thread
+        workers = self._feeders if method in {None, "cam"} else 1  # the others listen to the passes of one thread
         pool = ThreadPoolExecutor(
             workers, initializer=torch.set_num_threads, initargs=(threads if workers == 1 else 1,)
         )
         sources, ahead = enumerate(sources), deque()
         try:
             while True:
-                while len(ahead) < 2 * workers and (batch := list(islice(sources, BATCH))):
+                while len(ahead) < 2 * workers and (batch := list(islice(sources, self._batch))):
                     ahead.append(pool.submit(self._answer_files, batch, method, show))
                 if not ahead:
                     return
@@ -194,7 +198,7 @@ class Predictor:
     ) -> list[Answer | InputError]:
         files = [_frames_or_reason(source) for _, source in sources]
         images = [image for frames in files if isinstance(frames, list) for image in frames]
-        batches = (images[first : first + BATCH] for first in range(0, len(images), BATCH))
+        batches = (images[first : first + self._batch] for first in range(0, len(images), self._batch))
         answers = iter([answer for batch in batches for answer in self.answer(batch, method)])
         told = []
         for (number, _), frames in zip(sources, files, strict=True):

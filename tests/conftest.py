@@ -17,6 +17,7 @@ os.environ |= {
     "GRADIO_TEMP_DIR": f"{CACHE}/gradio",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "OMP_NUM_THREADS": "1",  # there is a test process for each core
+    "CUDA_VISIBLE_DEVICES": "",  # what is compared to the last digit is what a processor computes
 }
 
 import pandas as pd

@@ -19,7 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from space.errors import InputError
 from training.machine import best_precision, best_workers
-from training.processes import require_several
+from training.processes import require_processes
 
 RECIPES = Path(__file__).parent / "recipes"
 LEAST = {  # that a number may be
@@ -240,7 +240,7 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
     _require_ranges(data_args, training_args)
-    _require_processes(training_args.world_size)
+    require_processes(training_args.world_size, training_args.local_world_size, training_args.use_cpu)
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model
@@ -278,14 +278,6 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
     ):
         if not fits:
             raise InputError(f"{key}: found {value}, expected {expected}")
-
-
-def _require_processes(found: int) -> None:
-    """Raise InputError when fewer processes would train than were asked for."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != asked:
-        raise InputError(f"{asked} processes were launched but {found} would train; see --use_cpu")
-    require_several()
 
 
 def _read_yaml(file: Path) -> dict:

@@ -203,8 +203,8 @@ def main(argv: list[str] | None = None) -> None:
         args.output = args.output.parent / f"{args.output.stem}-{shard:05d}-of-{shards:05d}{args.output.suffix}"
         if args.shard is None and "-" in args.paths:
             raise InputError("- is one list of which each process would read a part; give it as a .csv with path")
-    if torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+    if devices := torch.accelerator.device_count():
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % devices)  # several may share one
     if args.resume and is_complete(args.output):
         print(f"{args.output} is complete")
         return

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -25,6 +26,22 @@ def require_several() -> None:
             f"several processes were asked for but accelerate started one; give it --config_file {CPU}, or "
             "--multi_gpu instead of --cpu"
         )
+
+
+def require_processes(found: int, here: int, use_cpu: bool) -> None:
+    """Raise InputError when fewer processes would train than were asked for, or several would share a GPU.
+
+    found: how many would train, here: on this machine.
+    """
+    asked, gpus = int(os.environ.get("WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if found != asked:
+        raise InputError(f"{asked} processes were launched but {found} would train; see --use_cpu")
+    if not use_cpu and here > max(1, gpus):
+        raise InputError(
+            f"{here} processes were launched on a machine with {gpus} GPU(s); expected one for each, --num_processes "
+            f"{gpus}, or --use_cpu true"
+        )
+    require_several()
 
 
 @contextmanager

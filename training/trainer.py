@@ -41,6 +41,7 @@ class ClassifierTrainer(Trainer):
 
     def __init__(self, *, model, args: TrainingArguments, labels: np.ndarray, classes: int, balance: str, **settings):
         self.labels, self.classes, self.balanced = labels, classes, balance == "sampler"
+        self.last_loss: tuple[torch.Tensor, int, float] | None = None  # with its step and learning rate
         weights = class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes)
         if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
             recompute_stages(model)
@@ -52,6 +53,9 @@ class ClassifierTrainer(Trainer):
             compute_metrics=epoch_metrics(weights),
             **settings,
         )
+        if self.is_fsdp_enabled:
+            model.get_input_embeddings = lambda: None  # accelerate asks for them, and of many networks that raises
+            model.to(memory_format=torch.contiguous_format)  # nothing else can be spread over processes
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.stop = StopOnSignal(self.accelerator)
         for callback in (EpochTable(), LearningCurves(), Stopwatch(), self.stop):
@@ -64,10 +68,12 @@ class ClassifierTrainer(Trainer):
         if isinstance(self.model, HeadOnly):
             torch.set_num_threads(1)  # so small a network is slower on more
         try:
-            return super().train(*args, **settings)
+            trained = super().train(*args, **settings)
         finally:
             torch.set_num_threads(threads)
             self.stop.restore()
+        self._require_last_loss()
+        return trained
 
     @property
     def seconds(self) -> float:
@@ -153,20 +159,22 @@ class ClassifierTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._require_number("loss", loss.item(), self.state.global_step + 1)
+        self._require_last_loss()
+        self.last_loss = loss, self.state.global_step + 1, self._get_learning_rate()
         return loss
 
     def evaluate(self, *args, **settings) -> dict[str, float]:
+        self._require_last_loss()
         metrics = super().evaluate(*args, **settings)
-        self._require_number("validation loss", metrics["eval_loss"], self.state.global_step)
+        _require_number("validation loss", metrics["eval_loss"], self.state.global_step, self._get_learning_rate())
         return metrics
 
-    def _require_number(self, name: str, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the {name} was {loss} at step {step}, with a learning rate of {self._get_learning_rate():.3g}; lower "
-                "--learning_rate, or look for broken images with audit"
-            )
+    def _require_last_loss(self) -> None:
+        """Look at the loss of the step before, once the next is under way, so that a GPU never waits for the look."""
+        if self.last_loss:
+            loss, *when = self.last_loss
+            self.last_loss = None
+            _require_number("loss", loss.item(), *when)
 
     def _load_from_checkpoint(self, checkpoint, model=None) -> None:
         with _of_this_network(checkpoint):
@@ -177,6 +185,7 @@ class ClassifierTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save_checkpoint(self, model, trial) -> None:
+        self._require_last_loss()
         if self.args.ema_decay:
             self.optimizer.eval()  # what is kept are the averaged weights
         try:
@@ -191,6 +200,14 @@ class ClassifierTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
+
+
+def _require_number(name: str, loss: float, step: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the {name} was {loss} at step {step}, with a learning rate of {rate:.3g}; lower --learning_rate, or look "
+            "for broken images with audit"
+        )
 
 
 @contextmanager

@@ -58,10 +58,12 @@ def frozen(parts, base: str, epochs: int, folder: Path, **settings) -> Classifie
 
 def forward_pass(parts, base: str, bf16: bool) -> None:
     model, processor = load_base(ModelArguments(base, image_size=150), ["normal", "sick"])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for rows in parts.values():
             for batch in DataLoader(Examples(rows, processor), 32):
-                model(pixel_values=batch["pixel_values"])
+                model(pixel_values=batch["pixel_values"].to(device)).logits.cpu()
 
 
 def launched(processes: int, data: Path, folder: Path) -> float:

@@ -19,6 +19,7 @@ from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.phantom import write_phantom
+from training.processes import require_processes
 
 PHANTOM = str(RECIPES / "phantom.yaml")
 
@@ -275,6 +276,8 @@ def test_a_launch_that_got_fewer_processes_than_it_asked_for_stops(small_phantom
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 processes were launched but 1 would train"):
         train.main([PHANTOM, "--data", str(small_phantom), "--output_dir", str(tmp_path / "m"), "--use_cpu", "false"])
+    with pytest.raises(InputError, match=r"^2 processes were launched on a machine with 0 GPU\(s\); expected one"):
+        require_processes(found=2, here=2, use_cpu=False)
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what `accelerate launch --cpu --num_processes 2` sets
     monkeypatch.setenv("MASTER_PORT", "29500")
