@@ -31,6 +31,19 @@ LEAST = {  # that a number may be
     "per_device_eval_batch_size": 1,
 }
 
+STAYS = {  # what every fit here relies on
+    "dataloader_drop_last": False,
+    "remove_unused_columns": False,
+    "prediction_loss_only": False,
+    "batch_eval_metrics": False,
+    "eval_do_concat_batches": True,
+    "label_names": ["labels"],
+    "logging_nan_inf_filter": False,
+    "restore_callback_states_from_checkpoint": True,
+    "save_only_model": False,
+    "neftune_noise_alpha": None,
+}
+
 
 @dataclass
 class DataArguments:
@@ -264,7 +277,6 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
         ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
         ("seed", training.seed, 0 <= training.seed < 2**32, "at least 0, below 4294967296"),
         ("num_train_epochs, max_steps", length, length > 0, "more than 0"),
-        ("save_only_model", training.save_only_model, not training.save_only_model, "false, or no run could go on"),
         ("layer_decay", training.layer_decay, training.layer_decay > 0, "more than 0"),
         ("label_smoothing_factor", smoothing, 0 <= smoothing <= 1, "0 to 1"),
         ("save_steps", training.save_steps, saved, f"{training.eval_steps} as eval_steps: any may be the best"),
@@ -272,6 +284,10 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
             (key, value, value >= least, f"at least {least}")
             for key, least in LEAST.items()
             if (value := getattr(training, key)) is not None
+        ),
+        *(
+            (key, getattr(training, key), getattr(training, key) == stays, json.dumps(stays))
+            for key, stays in STAYS.items()
         ),
         ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
         ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),

@@ -53,7 +53,10 @@ class EpochOrder(TrainerCallback):
 class LearningCurves(TrainerCallback):
     """learning_curves.png beside the checkpoints, drawn anew after an epoch, though not oftener than every 20 s."""
 
-    drawn = float("-inf")
+    drawn = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.drawn = time.monotonic()
 
     def on_evaluate(self, args, state, control, **kwargs):
         if state.is_world_process_zero and time.monotonic() - self.drawn > 20:

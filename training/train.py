@@ -68,6 +68,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             final, "choose another --output_dir, or replace it, if it is a model folder, with --overwrite true"
         )
     check_rule(model_args.threshold)
+    load_base(model_args, data_args.labels or ["normal", "sick"])  # an unfit one is told of before images are read
     if training_args.eval_strategy == "no":
         raise InputError("eval_strategy: found no, expected epoch or steps, by which the curves are drawn")
     saves = HubSaves(training_args, final, recipe) if training_args.push_to_hub else None

@@ -46,13 +46,16 @@ class ClassifierTrainer(Trainer):
         if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
             recompute_stages(model)
             args.activation_checkpointing = False
-        super().__init__(
-            model=model,
-            args=args,
-            compute_loss_func=classification_loss(weights, args.label_smoothing_factor),
-            compute_metrics=epoch_metrics(weights),
-            **settings,
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                compute_loss_func=classification_loss(weights, args.label_smoothing_factor),
+                compute_metrics=epoch_metrics(weights),
+                **settings,
+            )
+        except (ImportError, ValueError) as error:  # of settings that exclude each other
+            raise InputError(" ".join(str(error).split())) from error
         if self.is_fsdp_enabled:
             model.get_input_embeddings = lambda: None  # accelerate asks for them, and of many networks that raises
             model.to(memory_format=torch.contiguous_format)  # nothing else can be spread over processes
@@ -69,6 +72,8 @@ class ClassifierTrainer(Trainer):
             torch.set_num_threads(1)  # so small a network is slower on more
         try:
             trained = super().train(*args, **settings)
+        except ImportError as error:  # of a package that a setting needs
+            raise InputError(" ".join(str(error).split())) from error
         finally:
             torch.set_num_threads(threads)
             self.stop.restore()

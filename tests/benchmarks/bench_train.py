@@ -8,15 +8,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import datasets
 import numpy as np
 import torch
-from timing import compare
+from timing import compare, print_ratio
 from torch.utils.data import DataLoader
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from training.arguments import RECIPES, DataArguments, ModelArguments, TrainingArguments
@@ -30,7 +31,9 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def trainer(parts, base: str, size: int, folder: Path, plain: bool = False, freeze: str = "none", **settings):
+def trainer(
+    parts, base: str, size: int, folder: Path, plain: bool = False, freeze: str = "none", callbacks=(), **settings
+):
     """In the mode that is picked, or (plain) in Trainer's own: float32, images and weights with channels first."""
     settings = {"save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True} | settings
     args = TrainingArguments(str(folder), **settings | ({"bf16": False} if plain else {}))
@@ -38,7 +41,7 @@ def trainer(parts, base: str, size: int, folder: Path, plain: bool = False, free
     model, processor = load_base(ModelArguments(base, image_size=size, freeze=freeze), ["normal", "sick"])
     if plain:
         model.to(memory_format=torch.contiguous_format)
-    return make_trainer(model, processor, parts, "none", ModelArguments(base, freeze=freeze), args)
+    return make_trainer(model, processor, parts, "none", ModelArguments(base, freeze=freeze), args, callbacks)
 
 
 def fit(*given, **settings) -> ClassifierTrainer:
@@ -46,6 +49,23 @@ def fit(*given, **settings) -> ClassifierTrainer:
         made = trainer(*given, **settings)
         made.train()
     return made
+
+
+class Steps(TrainerCallback):
+    """When each step of a fit ended."""
+
+    def __init__(self):
+        self.ended = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ended.append(time.perf_counter())
+
+
+def step(parts, base: str, folder: Path, plain: bool) -> float:
+    """Seconds of one, the median of five after the first."""
+    steps, settings = Steps(), {"max_steps": 6, "per_device_train_batch_size": 16, "eval_strategy": "no"}
+    fit(parts, base, 224, folder, plain=plain, callbacks=[steps], **settings)
+    return median(np.diff(steps.ended))
 
 
 def frozen(parts, base: str, epochs: int, folder: Path, **settings) -> ClassifierTrainer:
@@ -112,13 +132,9 @@ with tempfile.TemporaryDirectory() as scratch:
         )
     few = {name: rows.select(range(min(48, len(rows)))) for name, rows in parts.items()}
     for base in ("scratch:resnet-18", "scratch:resnet-50"):
-        settings = {"max_steps": 3, "per_device_train_batch_size": 16, "eval_strategy": "no"}
-        compare(
-            f"three steps of 16 images at 224 px, {base}, Trainer's own mode / picked mode",
-            lambda base=base, settings=settings: fit(few, base, 224, folder, plain=True, **settings),
-            lambda base=base, settings=settings: fit(few, base, 224, folder, **settings),
-            runs=3,
-        )
+        pairs = [[step(few, base, folder, plain=plain) for plain in (True, False)] for _ in range(3)]
+        title = f"a step of 16 images at 224 px, {base}, Trainer's own mode / picked mode"
+        print_ratio(title, *map(list, zip(*pairs, strict=True)))
     measured = dict(prepare(DataArguments(str(large), sites=["A"], validation_share=0.4, test_share=0.1)).parts)
     settings = {"num_train_epochs": 25, "per_device_train_batch_size": 16, "learning_rate": 2e-3}
     settings |= {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "eval_strategy": "no"}

@@ -271,6 +271,12 @@ def test_two_processes_train_the_model_that_one_trains(small_home, small_base, t
         assert epoch == pytest.approx(same, rel=1e-5)
 
 
+def test_an_unfit_base_is_told_of_before_any_image_is_read(tmp_path):
+    settings = ["--data", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "m")]
+    with pytest.raises(InputError, match=r"^scratch:resnet-7: no such random start"):
+        train.main([PHANTOM, *settings, "--model_name_or_path", "scratch:resnet-7"])
+
+
 def test_a_launch_that_got_fewer_processes_than_it_asked_for_stops(small_phantom, tmp_path, monkeypatch):
     """As with --use_cpu false and no GPU, when transformers would train two models in one place."""
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -147,10 +147,12 @@ def test_weights_that_are_no_numbers_after_the_last_step_stop_too(parts, small_b
         ({"lr_scheduler_kwargs": {"mode": "min"}}, "lr_scheduler_type linear with .*'mode': 'min'.*unexpected keyword"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type cosine_with_min_lr with .*min_lr"),
         ({"optim": "lomo"}, "optim lomo: You need to install"),
+        ({"use_liger_kernel": True}, "liger-kernel .* is not available"),
+        ({"fsdp": "full_shard"}, "fsdp only works in distributed training"),
         ({"adam_beta1": 2.0}, "optim adamw_torch.*: Invalid beta parameter"),
     ],
 )
-def test_a_schedule_or_an_optimizer_that_cannot_be_had_is_one_line(parts, small_base, tmp_path, settings, message):
+def test_settings_that_cannot_be_had_are_one_line(parts, small_base, tmp_path, settings, message):
     """As when the schedule of a recipe is changed, and its own settings stay."""
     with pytest.raises(InputError, match=message) as no:
         fit(parts, small_base, tmp_path, **settings)
