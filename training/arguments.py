@@ -42,6 +42,7 @@ STAYS = {  # what every fit here relies on
     "restore_callback_states_from_checkpoint": True,
     "save_only_model": False,
     "neftune_noise_alpha": None,
+    "train_sampling_strategy": "random",
 }
 
 
@@ -249,7 +250,7 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
             reporter()  # says when its package is missing
     except InputError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
     _require_ranges(data_args, training_args)
