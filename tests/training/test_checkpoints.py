@@ -74,20 +74,21 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
 
 
 FETCH = """
+from pathlib import Path
 from types import SimpleNamespace
 from transformers.trainer_utils import HubStrategy
 from space.errors import InputError
 from training.checkpoints import fetch_start
 from training.unfinished import last_checkpoint, open_unfinished
 
-work = Path(WORK)
-open_unfinished(work, RUN, False)
-saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
-try:
-    fetch_start(work, SimpleNamespace(resume_from_checkpoint=NAMED, hub_revision=None), saves, OVERWRITE)
-except InputError as error:
-    print(error)
-print(last_checkpoint(work / "checkpoints"))
+for work, run, named, overwrite in CASES:
+    open_unfinished(Path(work), run, False)
+    saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
+    try:
+        fetch_start(Path(work), SimpleNamespace(resume_from_checkpoint=named, hub_revision=None), saves, overwrite)
+    except InputError as error:
+        print(error)
+    print(last_checkpoint(Path(work) / "checkpoints"))
 """
 
 
@@ -99,19 +100,26 @@ def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
         (tmp_path / "left" / "last-checkpoint" / name).write_text(json.dumps(told))
     hub.add("model", "clinic/left", tmp_path / "left")
 
-    def fetch(name, overwrite, named=None, **other):
-        code = f"from pathlib import Path\nWORK, RUN, OVERWRITE = {str(tmp_path / name)!r}, {run | other}, {overwrite}"
-        return client.read(f"{code}\nNAMED = {named!r}\n{FETCH}").splitlines()
-
-    checkpoint = str(tmp_path / "same" / "checkpoints" / "checkpoint-7")
     going_on = "going on from step 7, the last checkpoint of clinic/left"
-    assert fetch("same", False, mode="bf16") == [going_on, checkpoint]
     differs = "clinic/left: the last checkpoint is of a run with labels: a where this one has b"
-    assert fetch("labels", False, labels="b") == [f"{differs}, so training begins anew", "None"]
-    assert fetch("anew", True) == ["None"]
-    assert fetch("moved", False, "clinic/left", data="there")[0] == going_on
-    refused = fetch("named", False, "clinic/left", labels="b")
-    assert refused == [f"{differs}; name a run of this recipe, or begin anew without it", "None"]
+    cases = {
+        "same": ({"mode": "bf16"}, None, False, going_on),
+        "labels": ({"labels": "b"}, None, False, f"{differs}, so training begins anew"),
+        "anew": ({}, None, True, None),
+        "moved": ({"data": "there"}, "clinic/left", False, going_on),
+        "named": (
+            {"labels": "b"},
+            "clinic/left",
+            False,
+            f"{differs}; name a run of this recipe, or begin anew without it",
+        ),
+    }
+    given = [(str(tmp_path / name), run | other, *how) for name, (other, *how, _) in cases.items()]
+    told, expected = client.read(f"CASES = {given}\n{FETCH}").splitlines(), []
+    for name, (*_, line) in cases.items():
+        checkpoint = str(tmp_path / name / "checkpoints" / "checkpoint-7") if line == going_on else "None"
+        expected += [line, checkpoint] if line else [checkpoint]
+    assert told == expected
 
 
 def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_home, tmp_path):
