@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+sys.dont_write_bytecode = False  # or every process that a test starts would compile the project anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 CACHE = tempfile.mkdtemp(prefix="chest-opacity-tests-")
 os.environ |= {
     "HF_HOME": CACHE,
