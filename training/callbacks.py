@@ -169,7 +169,7 @@ def epochs(log_history: list[dict]) -> list[dict]:
 def learning_curves(rows: list[dict]) -> Figure:
     """Loss on both parts, and accuracy and AUC on validation, by epoch."""
     figure = Figure(figsize=(7, 3))
-    loss, worth = figure.subplots(1, 2)
+    loss, worth = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.17, "top": 0.9})
     for axes, lines in (
         (loss, {"train_loss": (GREY, "train"), "val_loss": (BLUE, "validation")}),
         (worth, {"val_accuracy": (GREY, "accuracy"), "val_auc": (BLUE, "AUC")}),

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from training.callbacks import learning_curves
 from training.plots import GRID, _precision_recall, _roc, save, trust
 
 
@@ -47,3 +48,13 @@ def test_names_are_no_formulas(tmp_path):
     save(tmp_path / "trust.png", figure)
     assert r"$\sick$ S0" in [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert (tmp_path / "trust.png").is_file()
+
+
+def test_learning_curves_lie_within_their_picture_with_what_they_are_called():
+    rows = [{"epoch": n, "train_loss": 5 / n, "val_loss": 5 / n, "val_accuracy": 0.5, "val_auc": 0.7} for n in (1, 2)]
+    figure = learning_curves(rows)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        extent = axes.get_tightbbox()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+        assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
