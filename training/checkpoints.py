@@ -25,7 +25,7 @@ from training.unfinished import RUN, difference, read_run
 
 LAST, BEST = "last-checkpoint", "best-checkpoint"  # folders in the repository, the first as Trainer calls it
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
-NONE = f"found no {LAST}/ there; a run with hub_strategy: checkpoint has one till its end"
+ABSENT = f"found no {LAST}/ there; a run with hub_strategy: checkpoint has one till its end"
 HERE_ONLY = "training_args.bin"
 STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
 PLACES = {  # what a run may have otherwise and still end with the same weights, but for rounding (mode)
@@ -111,7 +111,7 @@ def fetch_start(work: Path, args: transformers.TrainingArguments, saves: HubSave
             raise InputError(f"{repo}: {differs}; name a run of this recipe, or begin anew without it")
     elif saves and saves.strategy is HubStrategy.CHECKPOINT and not overwrite:
         differs = _fetch(saves.repo, saves.revision, work)
-        if differs and differs != NONE:
+        if differs and differs != ABSENT:
             print(f"{saves.repo}: {differs}, so training begins anew")
 
 
@@ -121,7 +121,7 @@ def _fetch(repo: str, revision: str | None, work: Path) -> str | None:
     with hub.plainly(f"model {repo}"):
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not (fetched / LAST / STATE).is_file():
-            return NONE
+            return ABSENT
         before, run = (
             {key: value for key, value in read_run(folder).items() if key not in PLACES}
             for folder in (fetched / LAST, work)

@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_anywhere_goes_on_without_double_or_missing_rows(
     given = [str(small_phantom), str(tmp_path / "text.png"), twice]
     predict.main([str(small_model), *given, "--output", str(tmp_path / "whole.parquet")])
     output = tmp_path / "out.parquet"
-    at = [int(first + np.random.default_rng().integers(15)) for first in (1, 30, 60, 90)]
+    at = [int(first + np.random.default_rng().integers(15)) for first in (1, 25, 50, 75)]
     stops = list(zip(["SIGKILL", "SIGKILL", "SIGINT", "SIGKILL"], at, strict=True))
     command = [str(small_model), *given, "--output", str(output), "--resume"]
     told = subprocess.run(

@@ -99,8 +99,8 @@ def half_a_tensor_file(_tensor, path):
 
 
 def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, small_home, tmp_path, monkeypatch):
-    """Killed within an epoch, in the middle of a checkpoint, and when the folder is made; and stopped by Ctrl-C, which
-    saves what was learnt.
+    """Killed within an epoch, in the middle of a checkpoint's files, before the last one, and when the folder is made;
+    and stopped by Ctrl-C, which saves what was learnt.
     """
     command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     step = torch.optim.AdamW.step
@@ -130,6 +130,7 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
     with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.005 where this one has 0.1"):
         train.main([*command, "--learning_rate", "0.1"])
 
+    die(torch.optim.AdamW, "step", dying(step, 1))  # the last one
     die(train, "write_card", dying(train.write_card, 1))
     train.main(command)
     assert os.listdir(tmp_path) == ["m"]
