@@ -2,6 +2,7 @@ import json
 import shutil
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -62,6 +63,21 @@ def test_the_base_is_run_once_for_each_image_and_view_and_never_again(parts, sma
     assert sum(numbers) == images
     fit(parts, small_base, tmp_path / "b", **settings | {"learning_rate": 1e-3, "num_train_epochs": 1})
     assert sum(numbers) == images
+
+
+def test_features_are_in_the_order_of_their_images_however_many_threads_look(parts, small_base, tmp_path, cache):
+    found, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            trainer, _ = make(parts, small_base, tmp_path, freeze="all", per_device_eval_batch_size=4)
+            found.append([np.asarray(trainer.train_dataset[key]["features"]) for key in range(len(parts["train"]))])
+            assert torch.get_num_threads() == number
+            shutil.rmtree(cache)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert np.ptp(found[0], axis=0).max() > 0.01
 
 
 @pytest.mark.parametrize("change", ["size", "seed", "augment", "bf16", "weights", "config"])
