@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -41,6 +42,10 @@ SMALL += ["--bf16", "false"]  # the same on every machine
 
 def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # as a verb does: Trainer's collection before each fit would look through all that was imported
 
 
 def pytest_itemcollected(item):

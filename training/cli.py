@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -45,6 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run a verb's main and leave: 0, or 1 after one line on standard error when the input was bad."""
+    gc.freeze()  # what was imported stays until the end, and is not looked through again and again, nor then
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry, with signed addresses
     try:
