@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm.auto import tqdm
 
-from training.phantom_sites import Site, draw_site, draw_varied_anatomy, shown
-from training.ultrasound import FINDINGS, Probe, draw_anatomy, simulate
+from training.phantom_sites import Look, Site, draw_site, draw_varied_anatomy
+from training.ultrasound import FINDINGS, Probe, draw_anatomy, outline, simulate
 
 COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic", "license")
 MOST_FRAMES = 6  # of one patient
@@ -111,18 +111,18 @@ def draw_frames(patient: Patient, site: Site) -> list[tuple[np.ndarray, np.ndarr
     size, margin = round(rng.uniform(*site.size)), rng.uniform(*site.margin)
     borders = [round(size * margin * share) for share in rng.uniform(0.3, 1, 4)]
 
-    look = site.draw_look(rng) if site.varied else None
+    look = site.draw_look(rng) if site.varied else Look()
     draw = draw_varied_anatomy if site.varied else draw_anatomy
 
     anatomy = draw(rng, patient.finding)
-    while _share(shown(*simulate(anatomy, probe, rng, size=100), look)[1]) < _seen(patient):
+    while _share(look.cut(outline(anatomy, probe, rng, size=100))) < _seen(patient):
         anatomy = draw(rng, patient.finding)
     pairs = []
     while len(pairs) < patient.frames:
         pair = simulate(anatomy, probe, rng, shift=rng.normal(0, 3), breath=rng.normal(0, 0.7), size=size)
-        frame, mask = shown(*pair, look)
+        frame, mask = (look.cut(picture) for picture in pair)
         if _share(mask) >= _seen(patient) / 2:
-            frame, mask = (np.pad(a, (borders[:2], borders[2:])) for a in (frame, mask))
+            frame, mask = (np.pad(picture, (borders[:2], borders[2:])) for picture in (look.curve(frame), mask))
             pairs.append((_burn_in(frame, site.marks, probe), mask))
     return pairs
 

@@ -45,10 +45,18 @@ class Site:
 class Look(NamedTuple):
     """What is made of a finished frame: shares of the width and height that are cut off, and the curve's exponent."""
 
-    left: float
-    right: float
-    bottom: float
-    gamma: float
+    left: float = 0.0
+    right: float = 0.0
+    bottom: float = 0.0
+    gamma: float = 1.0
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        rows, columns = picture.shape
+        sides = slice(int(self.left * columns), columns - int(self.right * columns))
+        return picture[: rows - int(self.bottom * rows), sides]
+
+    def curve(self, frame: np.ndarray) -> np.ndarray:
+        return ((np.arange(256) / 255) ** self.gamma * 255).round().astype(np.uint8)[frame]
 
 
 def draw_site(rng: np.random.Generator) -> Site:
@@ -123,16 +131,6 @@ def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
         relief=waviness(rng, rng.uniform(0.3, 1.8), rng.uniform(10, 30)),
         pleura_gaps=waviness(rng, rng.uniform(1, 14), rng.uniform(5, 14)),
     )
-
-
-def shown(frame: np.ndarray, mask: np.ndarray, look: Look | None) -> tuple[np.ndarray, np.ndarray]:
-    """Frame and mask as a site shows them, uint8 of one shape; as they are with no look."""
-    if look is None:
-        return frame, mask
-    rows, columns = frame.shape
-    inside = np.s_[: rows - int(look.bottom * rows), int(look.left * columns) : columns - int(look.right * columns)]
-    curve = ((np.arange(256) / 255) ** look.gamma * 255).round().astype(np.uint8)
-    return curve[frame[inside]], mask[inside]
 
 
 def _lesion(rng, kind: str, u: float, width: float, depth: float, level: float) -> Lesion:

@@ -197,6 +197,28 @@ def simulate(
     Returns the frame and the mask of its opacities: two uint8 arrays of one shape whose longest side is `size`,
     grey values 0-255 and 0 or 255.
     """
+    depth, across, u, pleura = _beams(anatomy, probe, shift, breath)
+    diffuse, specular = _chest_wall(anatomy, probe, depth, u, pleura)
+    mask, shadow = _draw_signs(anatomy, diffuse, specular, depth, u, pleura)
+    shadow += anatomy.contact(u).clip(0, None) + anatomy.contact_edge * across**4
+
+    envelope = _speckle(anatomy, probe, _noise(rng), diffuse - shadow, specular - shadow, depth, shift, u)
+    grey = _compress(envelope, probe, depth)
+    pixels = _pixels(probe, size)
+    return (_sample(grey, pixels) * 255).round().clip(0, 255).astype(np.uint8), _opacity(mask, pixels)
+
+
+def outline(anatomy: Anatomy, probe: Probe, rng: np.random.Generator, size: int = 400) -> np.ndarray:
+    """The mask alone that `simulate` gives, in a third of its time; rng is left as that leaves it."""
+    _noise(rng)
+    depth, _, u, pleura = _beams(anatomy, probe)
+    mask, _ = _draw_signs(anatomy, *np.zeros((2, SAMPLES, BEAMS), np.float32), depth, u, pleura)
+    return _opacity(mask, _pixels(probe, size))
+
+
+def _beams(anatomy, probe, shift=0.0, breath=0.0):
+    """Where the beams go: depth (SAMPLES, 1) in mm, and of each beam where it is across the probe's face (-1 to 1), its
+    lateral position and the depth of the pleura in mm (BEAMS,)."""
     depth = np.linspace(0, probe.depth, SAMPLES, dtype=np.float32)[:, None]
     across = np.linspace(-1, 1, BEAMS, dtype=np.float32)
     if probe.geometry == "convex":
@@ -208,24 +230,30 @@ def simulate(
         straight = np.full(BEAMS, anatomy.pleura, np.float32)
     pleura = anatomy.pleura + anatomy.flatness * (straight - anatomy.pleura) + breath
     u = (u + shift).astype(np.float32)
-    pleura = (pleura + anatomy.tilt * u + anatomy.relief(u)).clip(5, None)
+    return depth, across, u, (pleura + anatomy.tilt * u + anatomy.relief(u)).clip(5, None)
 
-    diffuse, specular = _chest_wall(anatomy, probe, depth, u, pleura)
+
+def _noise(rng):
+    """What differs from frame to frame: scatterers that move, and the machine's own noise (2, SAMPLES, BEAMS)."""
+    return rng.standard_normal((2, SAMPLES, BEAMS), np.float32)
+
+
+def _draw_signs(anatomy, diffuse, specular, depth, u, pleura):
+    """Write lesions and ribs into the echo strengths, in place; where the opacities are, and the ribs' shadow (dB)."""
     mask = np.zeros((SAMPLES, BEAMS), bool)
     for lesion in anatomy.lesions:
         mask |= _add_lesion(lesion, diffuse, specular, anatomy.haze, depth, u, pleura)
-    shadow = _rib_shadows(anatomy, diffuse, specular, depth, u, pleura)
+    shadow = _rib_shadows(anatomy, specular, depth, u, pleura)
     mask &= shadow < 10
-    shadow += anatomy.contact(u).clip(0, None) + anatomy.contact_edge * across**4
-
-    envelope = _speckle(anatomy, probe, rng, diffuse - shadow, specular - shadow, depth, shift, u)
-    grey = _compress(envelope, probe, depth)
-    return _scan_convert(grey, mask, probe, size)
+    return mask, shadow
 
 
 def _line(depth: np.ndarray, at: np.ndarray, thickness: float) -> np.ndarray:
     """dB of a thin reflector with a Gaussian profile: 0 on the line, falling off with the square of the distance."""
-    return (-4.34 * ((depth - at) / thickness) ** 2).clip(-90, 0)
+    distance = (depth - at) / thickness
+    distance *= distance
+    distance *= -4.34
+    return np.maximum(distance, -90, out=distance)
 
 
 def _chest_wall(anatomy, probe, depth, u, pleura):
@@ -276,12 +304,15 @@ def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
     rng = np.random.default_rng(lesion.seed)
     under = depth - pleura
     if lesion.kind == "b-lines":
+        inside = np.zeros(diffuse.shape, bool)
+        near = _beams_of_ray(lesion, haze + lesion.level + 2 - diffuse.min(), under, u)
+        under = depth - pleura[near]
         ring = 2.0 * np.cos(2 * np.pi * under / rng.uniform(0.9, 1.8))
         width = lesion.width * (1 + 0.006 * under.clip(0, None))
-        profile = -4.34 * ((u - lesion.u - lesion.edge(under)) / width) ** 2
+        profile = -4.34 * ((u[near] - lesion.u - lesion.edge(under)) / width) ** 2
         ray = np.where(under > 0, haze + lesion.level + profile + ring - 0.03 * under, -90)
-        inside = (under > 0) & (profile > -4.34)
-        np.maximum(diffuse, ray, out=diffuse)
+        inside[:, near] = (under > 0) & (profile > -4.34)
+        diffuse[:, near] = np.maximum(diffuse[:, near], ray)
         specular[inside] -= 12  # a B-line wipes out the A-lines
         return inside
 
@@ -317,27 +348,39 @@ def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
     return inside
 
 
-def _rib_shadows(anatomy, diffuse, specular, depth, u, pleura):
+def _beams_of_ray(lesion, height, under, u):
+    """The beams that a B-line can be brighter in than what is there, when it is so many dB above the darkest of it."""
+    widest = lesion.width * (1 + 0.006 * max(under.max(), 0))
+    reach = widest * np.sqrt(max(height, 4.34) / 4.34) + lesion.edge.amplitudes.sum()
+    return slice(*np.searchsorted(u, (lesion.u - reach, lesion.u + reach)))
+
+
+def _rib_shadows(anatomy, specular, depth, u, pleura):
     """Write the ribs' bright caps, in place, and return the shadow below them in dB (SAMPLES x BEAMS)."""
-    shadow = np.zeros_like(diffuse)
+    shadow = np.zeros_like(specular)
+    if anatomy.ribs:
+        np.maximum(specular, -90, out=specular)
     for at, half_width, dark in anatomy.ribs:
         across = (u - at) / half_width
-        cap = pleura - 8 + 4 * across**2
-        on_rib = np.abs(across) < 1
-        line = 13 - 10 * across**2 + _line(depth, cap, 0.45)
-        np.maximum(specular, np.where(on_rib, line, -90), out=specular)
         edge = 0.5 - 0.5 * np.tanh(4.5 * (np.abs(across) - 0.95))
+        near = np.flatnonzero(edge)
+        if not len(near):
+            continue
+        near = slice(near[0], near[-1] + 1)
+        across, edge = across[near], edge[near]
+        cap = pleura[near] - 8 + 4 * across**2
+        line = 13 - 10 * across**2 + _line(depth, cap, 0.45)
+        specular[:, near] = np.maximum(specular[:, near], np.where(np.abs(across) < 1, line, -90))
         behind = ((depth - cap - 1.2) / 2.5).clip(0, 1)
-        shadow = np.maximum(shadow, dark * edge * behind)
-    return shadow.astype(np.float32)
+        shadow[:, near] = np.maximum(shadow[:, near], dark * edge * behind)
+    return shadow
 
 
-def _speckle(anatomy, probe, rng, diffuse, specular, depth, shift, u):
+def _speckle(anatomy, probe, fresh, diffuse, specular, depth, shift, u):
     """Envelope of the echoes: scatterers of the patient, moved with the probe, mixed with this frame's own."""
     mm = probe.depth / SAMPLES
     beam = abs(u[-1] - u[0]) / BEAMS
     own = np.roll(_scatterers(anatomy.seed), -round(shift / beam), axis=2)
-    fresh = rng.standard_normal((2, SAMPLES, BEAMS), np.float32)
     scatterers = 0.75 * own + 0.66 * fresh
     amplitude = 10 ** (diffuse / 20)
     mirror = 10 ** (specular / 20) * (1 + 0.35 * scatterers[1])
@@ -357,15 +400,19 @@ def _compress(envelope, probe, depth):
     if probe.smoothing:
         decibels = gaussian_filter(decibels, probe.smoothing)
     low, high = decibels.min() - probe.dynamic_range, decibels.max() + probe.dynamic_range
+    grey = np.empty_like(decibels)
     for _ in range(24):  # bisection: brightness falls as the level of black rises
         black = (low + high) / 2
-        grey = ((decibels - black) / probe.dynamic_range).clip(0, 1)
+        np.subtract(decibels, black, out=grey)
+        grey /= probe.dynamic_range
+        grey.clip(0, 1, out=grey)
         low, high = (black, high) if grey.mean() > probe.brightness else (low, black)
     return grey**1.15
 
 
-def _scan_convert(grey, mask, probe, size):
-    """From beams to pixels: a sector for convex probes, a rectangle for linear ones; outside it is black."""
+def _pixels(probe, size):
+    """Scan conversion: where on the beam grid each pixel is (2, height, width), of a sector for convex probes, of a
+    rectangle for linear ones."""
     if probe.geometry == "convex":
         half = np.deg2rad(probe.aperture)
         top = probe.radius * np.cos(half)
@@ -380,7 +427,14 @@ def _scan_convert(grey, mask, probe, size):
         across, depth = np.arctan2(x, y) / half, np.hypot(x, y) - probe.radius
     else:
         across, depth = np.broadcast_to(x / half, (rows, columns)), np.broadcast_to(y, (rows, columns))
-    where = np.stack([depth / probe.depth * (SAMPLES - 1), (across + 1) / 2 * (BEAMS - 1)])
-    frame = map_coordinates(grey, where, order=1, cval=0.0)
-    truth = map_coordinates(mask.astype(np.float32), where, order=1, cval=0.0) > 0.5
-    return (frame * 255).round().clip(0, 255).astype(np.uint8), truth.astype(np.uint8) * 255
+    return np.stack([depth / probe.depth * (SAMPLES - 1), (across + 1) / 2 * (BEAMS - 1)])
+
+
+def _sample(beams, pixels):
+    """What the beam grid holds at the pixels; 0 outside it."""
+    return map_coordinates(beams, pixels, order=1, cval=0.0)
+
+
+def _opacity(mask, pixels):
+    inside = _sample(mask.astype(np.float32), pixels) > 0.5 if mask.any() else np.zeros(pixels.shape[1:], bool)
+    return inside.astype(np.uint8) * 255

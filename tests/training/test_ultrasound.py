@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.phantom import SITES
-from training.ultrasound import FINDINGS, Probe, draw_anatomy, simulate
+from training.ultrasound import FINDINGS, Probe, draw_anatomy, outline, simulate
 
 
 def probe(geometry: str) -> Probe:
@@ -25,6 +25,14 @@ def test_a_frame_and_its_mask_have_one_shape(geometry, finding):
     assert frame.dtype == mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 255}
     assert (mask.any()) == (finding != "regular")
+
+
+@pytest.mark.parametrize("finding", ["regular", *FINDINGS])
+def test_the_outline_is_the_mask_and_leaves_the_chances_that_a_frame_leaves(finding):
+    anatomy, one, other = draw_anatomy(np.random.default_rng(3), finding), *map(np.random.default_rng, (4, 4))
+    mask = simulate(anatomy, probe("convex"), one, size=150)[1]
+    assert np.array_equal(outline(anatomy, probe("convex"), other, size=150), mask)
+    assert one.random() == other.random()
 
 
 def test_the_same_seeds_give_the_same_frame():
