@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from datasets import concatenate_datasets
 from scipy.special import log_softmax
 from torch.optim.swa_utils import AveragedModel
@@ -32,7 +31,7 @@ from training.cli import Parser, run
 from training.evaluate import report, rows_of_folds, select_rows, with_pixels
 from training.groups import with_groups
 from training.measure import measure
-from training.outputs import new_folder, refuse_existing
+from training.outputs import new_folder, read_again, refuse_existing
 from training.report import write_report
 from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
@@ -95,7 +94,7 @@ def _recipe_of_all(folders: Sequence[Path]) -> dict:
     for folder in folders:
         if missing := [name for name in NEEDED if not (folder / name).is_file()]:
             raise InputError(f"{folder}: found no model folder ({missing[0]} is missing)")
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        recipe = read_again(folder / "recipe.yaml")
         first = first or recipe
         if differs := [key for key in first | recipe if key not in OWN and first.get(key) != recipe.get(key)]:
             key = differs[0]
@@ -131,7 +130,7 @@ def _write_split(folders: Sequence[Path], work: Path) -> None:
 
 
 def _write_history(folders: Sequence[Path], work: Path, name: str) -> None:
-    told = [json.loads((folder / "eval" / "training.json").read_text()) for folder in folders]
+    told = [read_again(folder / "eval" / "training.json") for folder in folders]
     told[0] |= {"name": name, "averaged": len(told), "seconds": sum(each["seconds"] for each in told)}
     (work / "eval" / "training.json").write_text(json.dumps(told[0], indent=2) + "\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from space.card import HOME
 from training.model import labels_of
-from training.outputs import new_file
+from training.outputs import new_file, read_again
 from training.split import read_split
 
 HERE = Path(__file__).parent
@@ -38,14 +37,12 @@ GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Gl
 
 def gather(folder: Path) -> dict:
     """All that card and report tell, from the files of a model folder."""
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    config = json.loads((folder / "config.json").read_text())
-    training, audit = (
-        json.loads((folder / "eval" / f"{name}.json").read_text()) for name in sorted(MADE, reverse=True)
-    )
+    recipe = read_again(folder / "recipe.yaml")
+    config = read_again(folder / "config.json")
+    training, audit = (read_again(folder / "eval" / f"{name}.json") for name in sorted(MADE, reverse=True))
     files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in HOME, file.stem))
-    evaluations = [json.loads(file.read_text()) for file in files if is_evaluation(file.stem)]
-    exports = [json.loads(file.read_text()) for file in files if file.stem.startswith(EXPORT)]
+    evaluations = [read_again(file) for file in files if is_evaluation(file.stem)]
+    exports = [read_again(file) for file in files if file.stem.startswith(EXPORT)]
     labels = labels_of(folder)
     hours = training["seconds"] / 3600 * training["processes"]
     return {

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset, Image
 from PIL import Image as Picture
 from safetensors.numpy import save_file
@@ -38,7 +37,7 @@ from training.card import write_card
 from training.cli import Parser, run
 from training.evaluate import select_rows
 from training.hub import model_folder
-from training.outputs import new_file, writing
+from training.outputs import new_file, read_again, writing
 from training.settle import fit_abstention, look_at
 from training.sources import load_data
 
@@ -249,11 +248,10 @@ def main(argv: list[str] | None = None) -> None:
     there = folder / exported_name(args.format, "int8" if args.int8 else "float32")
     if there.exists() and not args.overwrite:
         raise InputError(f"{there} exists; replace it with --overwrite")
-    try:
-        data = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):
-        raise InputError(f"{folder / 'recipe.yaml'}: found no data in it; train the model anew") from None
-    told = export(folder, args.data or data, args.format, args.int8)
+    data = args.data or read_again(folder / "recipe.yaml").get("data")
+    if not data:
+        raise InputError(f"{folder / 'recipe.yaml'}: found no data in it; name what it was trained with by --data")
+    told = export(folder, data, args.format, args.int8)
     print("\n".join(lines(told)))
     print(f"written: {folder / told['file']}; eval/export_{Path(told['file']).stem}.json and README.md")
 

@@ -1,12 +1,16 @@
-"""Outputs that are complete or absent: written beside their final name, renamed when they are whole."""
+"""Outputs that are complete or absent: written beside their final name, renamed when they are whole; and read again."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import yaml
+from huggingface_hub.repocard import metadata_load
 
 from space.errors import InputError
 
@@ -51,6 +55,21 @@ def copy_files(source: Path, target: Path) -> None:
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
+
+
+def read_again(file: Path) -> dict:
+    """What a JSON or YAML file of a model folder tells, or the head of its card. Raises InputError when none does."""
+    kind = "JSON" if file.suffix == ".json" else "YAML"
+    try:
+        if file.suffix == ".md":
+            told = metadata_load(file) or {}
+        else:
+            told = json.loads(file.read_text()) if kind == "JSON" else yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: no {kind} that can be read ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(told, dict):
+        raise InputError(f"{file}: found no names and values; mend it")
+    return told
 
 
 @contextmanager

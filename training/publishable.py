@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as Picture
@@ -30,6 +29,7 @@ from training.audit import audit_data
 from training.card import find_template
 from training.fingerprint import require_readable
 from training.model import labels_of
+from training.outputs import read_again
 from training.sources import UNLABELLED, load_data
 from training.split import read_split
 
@@ -101,7 +101,7 @@ def write_publishable(parts: Mapping[str, Dataset], folder: Path) -> dict[str, P
 
 def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: Path) -> None:
     """Write the card of a data set that will be `repo`, from its rows and the recipe of the model folder."""
-    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+    recipe = read_again(model / "recipe.yaml")
     names = next(iter(parts.values())).features["label"].names
     licences = Counter(name for rows in parts.values() for name in rows["license"])
     synthetic = all("synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"} for rows in parts.values())
@@ -146,7 +146,7 @@ def _licences(rows: Dataset) -> list[str]:
 def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
     """The split of each row, (n,) of text."""
     split = read_split(model).set_index("path")[["pixels", "split"]]
-    sites = yaml.safe_load((model / "recipe.yaml").read_text()).get("sites")
+    sites = read_again(model / "recipe.yaml").get("sites")
     found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
     same = split["pixels"] == found.reindex(split.index)
     if not same.all():

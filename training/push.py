@@ -10,12 +10,10 @@ Each repository gets one commit, of what has changed; none when nothing has. The
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from huggingface_hub import SpaceCard, constants
 from huggingface_hub.repocard import metadata_load
 
@@ -23,6 +21,7 @@ import space
 from space.errors import InputError
 from training import hub, repositories
 from training.cli import Parser, run
+from training.outputs import read_again
 from training.repositories import Plan, Upload
 
 NEEDED = (
@@ -46,9 +45,9 @@ def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
             f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
         )
     for name in ("config.json", "recipe.yaml", "README.md"):
-        _read(folder / name)
+        read_again(folder / name)
     for told in sorted((folder / "eval").glob("*.json")):
-        _read(told)
+        read_again(told)
     files = repositories.own_files("model", folder)
     shown = [] if rights else [name for name in files if _shows_people(name, folder)]
     return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
@@ -56,7 +55,7 @@ def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
     """The page for a model of the Hub; its README.md is written into `work`."""
-    card, told = SpaceCard.load(PAGE / "README.md"), _read(model.files["README.md"])
+    card, told = SpaceCard.load(PAGE / "README.md"), read_again(model.files["README.md"])
     loaded = sorted(name for name in model.files if repositories.matches(name, LOADED))
     card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
     card.data.license = told.get("license")
@@ -145,22 +144,7 @@ def _shows_people(name: str, folder: Path) -> bool:
         return SYNTHETIC.encode() not in (folder / name).read_bytes()
     of = "training" if name == "eval/samples.png" else Path(name).stem.removesuffix("_gallery")
     told = folder / "eval" / f"{of}.json"
-    return not (told.is_file() and _read(told).get("synthetic") is True)
-
-
-def _read(file: Path) -> dict:
-    """A JSON or YAML file, or what stands at the head of a card. Raises InputError when it cannot be read."""
-    kind = "JSON" if file.suffix == ".json" else "YAML"
-    try:
-        if file.suffix == ".md":
-            told = metadata_load(file) or {}
-        else:
-            told = json.loads(file.read_text()) if kind == "JSON" else yaml.safe_load(file.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: no {kind} that can be read ({' '.join(str(error).split())}); mend it") from None
-    if not isinstance(told, dict):
-        raise InputError(f"{file}: found no names and values; mend it")
-    return told
+    return not (told.is_file() and read_again(told).get("synthetic") is True)
 
 
 def _variables(upload: Upload) -> dict[str, str]:
@@ -217,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"not part of a model folder, so not sent: {', '.join(left)}")
     if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
         print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
-    if not all(_read(told).get("synthetic", True) for told in (args.model / "eval").glob("*.json")):
+    if not all(read_again(told).get("synthetic", True) for told in (args.model / "eval").glob("*.json")):
         print("split.csv, recipe.yaml and eval/*.csv name your images, groups and folders as they are called here")
     if args.space and args.private:
         print("a Space sees a private model only with a token: give it one that may read, as its secret HF_TOKEN")

@@ -37,7 +37,7 @@ from training.evaluate import report
 from training.examples import Examples
 from training.measure import measure
 from training.model import load_base
-from training.outputs import move_into_place, refuse_existing
+from training.outputs import move_into_place, read_again, refuse_existing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
 from training.report import write_report
@@ -164,7 +164,7 @@ def _pretrain(args: ModelArguments, say: Callable) -> Path:
         train(*parsed, recipe)
         say("\nnow the model itself")
     made = folder / "recipe.yaml"
-    if not made.is_file() or yaml.safe_load(made.read_text()) != recipe:
+    if not made.is_file() or read_again(made) != recipe:
         raise InputError(
             f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; move it away, "
             "and it is made anew"
@@ -212,7 +212,7 @@ def _learned_from(data: Prepared, start: str, recipe: dict) -> dict:
         "sites": sorted(set(data.home["site"]) - {""}),
         "licences": dict(licences.most_common()),
         "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic"))
-        and (not before.is_file() or json.loads(before.read_text())["synthetic"]),
+        and (not before.is_file() or read_again(before)["synthetic"]),
         "from_hub": _from_hub(recipe),
     }
 

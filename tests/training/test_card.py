@@ -2,9 +2,11 @@ import json
 import re
 import shutil
 
+import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
+from space.errors import InputError
 from training.card import write_card
 
 
@@ -26,6 +28,16 @@ def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
         assert intervals["roc_auc"]["ci95"] == [round(bound, 4) for bound in evaluation["ci95"]["roc_auc"]]
         assert intervals["roc_auc"]["elsewhere"] == (name == "external")
     assert data["co2_eq_emissions"]["emissions"] > 0
+
+
+@pytest.mark.parametrize(("name", "text"), [("recipe.yaml", "a: ["), ("recipe.yaml", ""), ("eval/training.json", "{")])
+def test_a_file_that_cannot_be_read_is_named_and_the_card_stays(small_model, tmp_path, name, text):
+    folder = shutil.copytree(small_model, tmp_path / "model")
+    before = (folder / "README.md").read_bytes()
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: (no|found no) .*; mend it"):
+        write_card(folder)
+    assert (folder / "README.md").read_bytes() == before
 
 
 def test_the_card_tells_data_split_both_figures_limits_and_recipe(small_model):

@@ -95,10 +95,11 @@ def test_bad_input_is_refused_in_one_line(exported, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="absent: no such folder"):
         export.main([str(exported), "--format", "onnx", "--overwrite", "--data", "absent"])
     for name, content, message in (
-        ("recipe.yaml", "", "recipe.yaml: found no data in it"),
+        ("recipe.yaml", "", "recipe.yaml: found no names and values"),
+        ("recipe.yaml", "sites: [A]", "recipe.yaml: found no data in it"),
         ("split.csv", "", "split.csv: found no table of path, pixels and split"),
     ):
-        broken = shutil.copytree(exported, tmp_path / name)
+        broken = shutil.copytree(exported, tmp_path / name, dirs_exist_ok=True)
         (broken / name).write_text(content)
         with pytest.raises(InputError, match=message):
             export.main([str(broken), "--format", "onnx", "--overwrite"])
