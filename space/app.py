@@ -7,6 +7,7 @@ MODEL_ID=user/name RUNTIME=openvino PRECISION=int8 python app.py        # what w
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import io
 import os
@@ -16,6 +17,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
+
+gc.set_threshold(10_000, 20, 20)  # importing makes half a million objects, and no garbage to look for
 
 HERE = Path(__file__).resolve().parent
 # Neither gradio nor the Hub's client is to tell anybody that somebody looks at an image here.
@@ -182,6 +185,7 @@ def main() -> None:
         loading = ThreadPoolExecutor(1).submit(Model.load, model_id, *mode)
         blocks = serve(loading, texts, share=os.environ.get("GRADIO_SHARE") == "True")
         loading.result()
+        gc.freeze()  # what is there now stays, and no answer waits until it has been looked through
     except InputError as error:
         if blocks:
             blocks.close(verbose=False)
