@@ -24,10 +24,13 @@ def is_dicom(source: Path | bytes) -> bool:
         return True
     if source.suffix.lower() in OTHERS or source.name == "DICOMDIR":
         return False
-    if not (os.path.isfile(source) and os.access(source, os.R_OK)):  # a link to nowhere, or a pipe, which would not end
+    if not os.path.isfile(source):  # a link to nowhere, or a pipe, which would not end
         return False
-    with open(source, "rb") as file:  # scanners write trees of files named IM0001 or 1.2.840.113
-        return file.read(132)[128:] == MARK
+    try:
+        with open(source, "rb") as file:  # scanners write trees of files named IM0001 or 1.2.840.113
+            return file.read(132)[128:] == MARK
+    except OSError:
+        return False
 
 
 class DicomFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError, check_size
+from space.errors import InputError, check_size, reason_of
 from space.remote import content_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -25,7 +26,7 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
     Pillow's own conversion would clip them to white; of an animation or a DICOM file the first frame is taken. For
     8-bit images the pixels are those that transformers' pipeline() sees.
 
-    Raises InputError, without the path, when it is no image, is cut short, or is too large.
+    Raises InputError, without the path, when it cannot be read, is no image, is cut short, or is too large.
     """
     source = content_of(source) if isinstance(source, dict) else source
     source = source if isinstance(source, bytes) else Path(source)
@@ -43,6 +44,8 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
     except FileNotFoundError:
         raise InputError("the file does not exist") from None
     except Exception as error:  # damaged files can raise anything
+        if getattr(error, "errno", None) not in {None, errno.EINVAL}:  # a damaged file may name places before its start
+            raise InputError(f"it cannot be read ({reason_of(error)})") from None
         reason = "it is cut short" if "truncated" in str(error).lower() else "it is no image that can be read"
         raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP, WebP or DICOM file") from None
 

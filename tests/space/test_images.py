@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import time
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image as pipeline_load_image
 
+from space.clips import load_frames
 from space.errors import InputError
 from space.images import FORMATS, load_image
 
@@ -97,3 +100,18 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_image(tmp_path / "absent.png")
+
+
+def test_a_file_that_the_system_does_not_give_is_not_called_damaged(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, reason in (("loop.png", "Too many levels"), ("n" * 300 + ".png", "name too long"), ("", "a directory")):
+        with pytest.raises(InputError, match=f"it cannot be read .*{reason}"):
+            load_image(tmp_path / name)
+
+
+def test_a_file_on_a_failing_disk_is_a_reason(tmp_path, monkeypatch):
+    (tmp_path / "IM0001").write_bytes(b"")
+    fails = OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / "IM0001"))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(fails))
+    with pytest.raises(InputError, match=r"it cannot be read \(Input/output error\)$"):
+        load_frames(tmp_path / "IM0001")
