@@ -14,8 +14,8 @@ from typing import NamedTuple
 from datasets import Image
 
 from space.archives import is_archive, read_archive
-from space.errors import InputError
-from training.listings import image_files, read_table
+from space.errors import InputError, reason_of
+from training.listings import image_files, is_told, read_table
 from training.sources import find_phantom, is_hub_id, load_from_hub
 
 
@@ -43,7 +43,7 @@ def _reader(path: str) -> Iterator[Input]:
     if path == "-":
         return _standard_input()
     if os.path.isdir(path):  # unlike Path's own, these bear names that are too long, and take an empty one for none
-        return _table(place / "metadata.csv") if (place / "metadata.csv").is_file() else map(_file, image_files(place))
+        return _table(place / "metadata.csv") if is_told(place) else _folder(place)
     if os.path.exists(path):
         if is_archive(place):
             return _archive(place)
@@ -66,6 +66,16 @@ def _wanted(match: str, pattern: str) -> bool:
 
 def _file(path: Path) -> Input:
     return Input(_shown(path), path)
+
+
+def _folder(folder: Path) -> Iterator[Input]:
+    refused: list[OSError] = []
+    yield from map(_file, image_files(folder, refused.append))
+    yield from map(_unreadable, refused)
+
+
+def _unreadable(error: OSError) -> Input:
+    return Input(_shown(error.filename), InputError(f"the folder cannot be read ({reason_of(error)})"))
 
 
 def _table(table: Path) -> Iterator[Input]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from space import clips
 from space.dicom import is_dicom
-from space.errors import InputError
+from space.errors import InputError, reason_of
 from space.images import SUFFIXES
 
 PART_OF = {
@@ -80,7 +81,7 @@ def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str
 
 
 def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
-    top = {child.name.lower() for child in folder.iterdir() if child.is_dir() and not is_passed_over(child.name)}
+    top = {name.lower() for name in next(os.walk(folder, onerror=_refuse))[1] if not is_passed_over(name)}
     depth = 1 if top and top <= PART_OF.keys() else 0  # train/normal/1.png
     loose = []
     for file in image_files(folder):
@@ -101,20 +102,33 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
 
 def is_told(place: Path) -> bool:
     """Whether a table says what the images are, and not the folders they lie in."""
-    return not place.is_dir() or (place / "metadata.csv").is_file()
+    return not place.is_dir() or os.path.isfile(place / "metadata.csv")  # Path's own fails where that may not be seen
 
 
-def image_files(folder: Path) -> Iterator[Path]:
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename}: the folder cannot be read ({reason_of(error)})")
+
+
+def image_files(folder: Path, refused: Callable[[OSError], object] = _refuse) -> Iterator[Path]:
     """All image, DICOM and clip files below a folder, folder by folder in the order of names; hidden ones are left.
 
-    Links to folders are followed, but for those that lead back to a folder on the way to them.
+    refused: called for each folder that cannot be read; by default InputError is raised.
     """
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_passed_over(name) and not _leads_up(Path(here, name)))
+    for here, files in walk(folder, refused):
         for name in sorted(files):
             path = Path(here, name)
             if not is_passed_over(name) and (path.suffix.lower() in SUFFIXES | clips.SUFFIXES or is_dicom(path)):
                 yield path
+
+
+def walk(folder: Path, refused: Callable[[OSError], object] = _refuse) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below it that are not hidden, in the order of names, each with the names of its files.
+
+    Links to folders are followed, but for those that lead back to a folder on the way to them.
+    """
+    for here, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_passed_over(name) and not _leads_up(Path(here, name)))
+        yield here, files
 
 
 def _leads_up(folder: Path) -> bool:
@@ -123,5 +137,5 @@ def _leads_up(folder: Path) -> bool:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a Mac adds to its archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is hidden, or one that a Mac adds to its archives or Linux to a disk."""
+    return name.startswith(".") or name in {"__MACOSX", "lost+found"}

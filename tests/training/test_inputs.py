@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import zipfile
@@ -85,6 +86,27 @@ def test_names_on_standard_input_may_be_too_long_or_no_utf_8(tmp_path, monkeypat
     for given in found[1:]:
         assert f"{given.path}: no such file" in str(given.source)
         f"{given.path}{given.source}".encode()
+
+
+def test_a_folder_that_cannot_be_read_is_a_reason_and_is_not_trained_without(tmp_path, monkeypatch):
+    write_images(tmp_path, "normal/1.png", "normal/locked/2.png", "sick/3.png")
+    scandir = os.scandir
+
+    def denied(folder):
+        if os.path.basename(folder) in {"locked", "lost+found"}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", denied)
+    *read, last = find_inputs([str(tmp_path)])
+    assert [given.path for given in read] == [str(tmp_path / name) for name in ("normal/1.png", "sick/3.png")]
+    assert last.path == str(tmp_path / "normal/locked")
+    assert str(last.source) == "the folder cannot be read (Permission denied)"
+    with pytest.raises(InputError, match="normal/locked: the folder cannot be read"):
+        load_data(str(tmp_path))
+    with pytest.raises(InputError, match="normal/locked: the folder cannot be read"):
+        load_data(str(tmp_path / "normal/locked"))
 
 
 def test_an_empty_path_is_not_the_folder_that_this_is_called_in(tmp_path, monkeypatch):
