@@ -15,7 +15,7 @@ from datasets import Image
 
 from space.archives import is_archive, read_archive
 from space.errors import InputError, reason_of
-from training.listings import image_files, is_told, read_table
+from training.listings import image_files, is_told, read_table, walk
 from training.sources import find_phantom, is_hub_id, load_from_hub
 
 
@@ -53,11 +53,23 @@ def _reader(path: str) -> Iterator[Input]:
     if is_hub_id(path):
         return _hub(path)
     if glob.has_magic(path):
-        found = [match for match in sorted(glob.glob(path, recursive=True)) if _wanted(match, path)]
-        if not found:
+        refused: list[OSError] = []
+        found = [match for match in sorted(_matches(path, refused)) if _wanted(match, path)]
+        if not found and not refused:
             raise InputError(f"{path}: no file has such a name")
-        return chain.from_iterable(map(_reader, found))
+        return chain(chain.from_iterable(map(_reader, found)), map(_unreadable, refused))
     raise InputError(f"{path or 'an empty PATH'}: no such file or folder")
+
+
+def _matches(pattern: str, refused: list[OSError]) -> set[str]:
+    """What a pattern names. Python's own ** goes round in circles where links to folders lead back."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    depth = parts.index("**")
+    tops = filter(os.path.isdir, glob.glob(str(Path(*parts[:depth]))) if depth else ["."])
+    folders = (glob.escape(here) for top in tops for here, _ in walk(Path(top), refused.append))
+    return set().union(*(_matches(str(Path(here, *(parts[depth + 1 :] or "*"))), refused) for here in folders))
 
 
 def _wanted(match: str, pattern: str) -> bool:

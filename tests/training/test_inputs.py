@@ -19,6 +19,17 @@ def paths(*given):
     return [found.path for found in find_inputs(map(str, given))]
 
 
+def denied(scandir):
+    """The system's function where two folders may not be read."""
+
+    def scan(folder):
+        if os.path.basename(folder) in {"locked", "lost+found"}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    return scan
+
+
 def test_the_phantom_may_be_given_with_its_options():
     groups = [given.group for given in find_inputs(["phantom?sites=2&seed=1"])]
     assert groups == ["S0010001", "S0010002", "S0020001", "S0020002"]
@@ -47,6 +58,24 @@ def test_files_folders_patterns_and_tables_come_in_the_order_given(tmp_path):
     assert [(given.path, given.group) for given in found] == (
         [(str(tmp_path / "b/2.png"), "p1"), (str(tmp_path / "absent.png"), "")]
     )
+
+
+def test_links_that_lead_back_are_not_followed_by_a_pattern(tmp_path):
+    write_images(tmp_path, "a/b/1.png", "a/[x]/2.png", "else/3.png", "a/.hidden/4.png", "5.png")
+    for link, to in (("a/b/up", ".."), ("a/b/top", "../.."), ("a/back", "."), ("a/linked", "../else")):
+        (tmp_path / link).symlink_to(to)
+    every = [str(tmp_path / name) for name in ("a/[x]/2.png", "a/b/1.png", "a/linked/3.png")]
+    for pattern in ("a/**/*.png", "?/**/*.png", "[!e]*/**/*.png", "a/**", "a/**/**/[0-9].png"):
+        assert paths(tmp_path / pattern) == every
+    assert paths(tmp_path / "a/**/b/*.png") == [every[1]]
+
+
+def test_a_pattern_goes_on_behind_what_cannot_be_read(tmp_path, monkeypatch):
+    write_images(tmp_path, "a.png", "locked/b.png", "z.png")
+    monkeypatch.setattr(os, "scandir", denied(os.scandir))
+    found = list(find_inputs([str(tmp_path / "**" / "*.png")]))
+    assert [given.path for given in found] == [str(tmp_path / name) for name in ("a.png", "z.png", "locked")]
+    assert "the folder cannot be read" in str(found[2].source)
 
 
 def test_an_archive_gives_its_files_and_reasons_and_is_not_unpacked(tmp_path, small_model):
@@ -90,15 +119,8 @@ def test_names_on_standard_input_may_be_too_long_or_no_utf_8(tmp_path, monkeypat
 
 def test_a_folder_that_cannot_be_read_is_a_reason_and_is_not_trained_without(tmp_path, monkeypatch):
     write_images(tmp_path, "normal/1.png", "normal/locked/2.png", "sick/3.png")
-    scandir = os.scandir
-
-    def denied(folder):
-        if os.path.basename(folder) in {"locked", "lost+found"}:
-            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
-        return scandir(folder)
-
     (tmp_path / "lost+found").mkdir()
-    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(os, "scandir", denied(os.scandir))
     *read, last = find_inputs([str(tmp_path)])
     assert [given.path for given in read] == [str(tmp_path / name) for name in ("normal/1.png", "sick/3.png")]
     assert last.path == str(tmp_path / "normal/locked")
