@@ -57,7 +57,7 @@ def _reader(path: str) -> Iterator[Input]:
         found = [match for match in sorted(_matches(path, refused)) if _wanted(match, path)]
         if not found and not refused:
             raise InputError(f"{path}: no file has such a name")
-        return chain(chain.from_iterable(map(_reader, found)), map(_unreadable, refused))
+        return chain(_each(found), map(_unreadable, refused))
     raise InputError(f"{path or 'an empty PATH'}: no such file or folder")
 
 
@@ -116,13 +116,18 @@ def _hub(source: str) -> Iterator[Input]:
 
 
 def _standard_input() -> Iterator[Input]:
-    if isinstance(sys.stdin, io.TextIOWrapper):
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes, also others than UTF-8
-    for line in filter(None, map(str.strip, sys.stdin)):
+    return _each(filter(None, map(str.strip, sys.stdin)))
+
+
+def _each(paths: Iterable[str]) -> Iterator[Input]:
+    """The inputs of many paths, of which a bad one is not to end all."""
+    for path in paths:
         try:
-            yield from _reader(line)
+            yield from _reader(path)
         except InputError as reason:
-            yield Input(_shown(line), InputError(_shown(str(reason))))
+            yield Input(_shown(path), InputError(_shown(str(reason))))
 
 
 def _shown(path: Path | str) -> str:

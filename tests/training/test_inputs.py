@@ -72,6 +72,10 @@ def test_links_that_lead_back_are_not_followed_by_a_pattern(tmp_path):
 
 def test_a_pattern_goes_on_behind_what_cannot_be_read(tmp_path, monkeypatch):
     write_images(tmp_path, "a.png", "locked/b.png", "z.png")
+    write_table(tmp_path / "notes.csv", ["name"], ["1.png"])
+    found = list(find_inputs([str(tmp_path / "*.*")]))
+    assert [given.path for given in found] == [str(tmp_path / name) for name in ("a.png", "notes.csv", "z.png")]
+    assert "expected path" in str(found[1].source)
     monkeypatch.setattr(os, "scandir", denied(os.scandir))
     found = list(find_inputs([str(tmp_path / "**" / "*.png")]))
     assert [given.path for given in found] == [str(tmp_path / name) for name in ("a.png", "z.png", "locked")]
@@ -103,6 +107,13 @@ def test_standard_input_names_a_path_a_line_and_a_bad_one_is_a_reason(tmp_path, 
         [f"{tmp_path}/3.png", f"{tmp_path}/absent.png", f"{tmp_path}/a/1.png", f"{tmp_path}/a/2.png"]
     )
     assert "no such file" in str(found[1].source)
+
+
+def test_standard_input_that_names_itself_is_read_on(tmp_path, monkeypatch):
+    write_images(tmp_path, "1.png", "2.png")
+    names = f"{tmp_path}/1.png\n-\n{tmp_path}/2.png\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names), "utf-8"))
+    assert paths("-", "-") == [str(tmp_path / name) for name in ("1.png", "2.png")]
 
 
 def test_names_on_standard_input_may_be_too_long_or_no_utf_8(tmp_path, monkeypatch):
