@@ -91,17 +91,16 @@ def write_predictions(rows: Predictions, inputs: Iterator[Input], predicted) -> 
 
 
 def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, str]]) -> dict | None:
-    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted. None
-    where there is no such row."""
+    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted. A group
+    that `truth` does not know is that of the row. None where there is no such row."""
     table = pd.DataFrame(list(rows), columns=columns_of(labels))
     known = table["path"].map(os.path.abspath).map(truth)
     kept = known.notna() & (table["error"] == "")
     if not kept.any():
         return None
     told, found = table[kept], known[kept]
-    told = told.assign(
-        label=found.str[0], group=[group or path for (_, group), path in zip(found, told["path"], strict=True)]
-    )
+    groups = [group or row.group or row.path for (_, group), row in zip(found, told.itertuples(), strict=True)]
+    told = told.assign(label=found.str[0], group=groups)
     return assess(told, labels) | {"without_label_or_unreadable": int((~kept).sum())}
 
 

@@ -330,3 +330,13 @@ def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_
         predict.main(
             [str(small_model), *given, "--output", str(tmp_path / "2.csv"), "--labels", str(tmp_path / "other.csv")]
         )
+
+
+def test_intervals_of_the_report_are_over_the_groups_that_either_table_knows():
+    rows = [
+        {"path": f"{n}.png", "group": f"patient-{n // 4}" if n < 8 else "", "prediction": "sick", "threshold": 0.5}
+        | {"probability_normal": 0.2, "probability_sick": 0.8, "abstained": False, "error": ""}
+        for n in range(12)
+    ]
+    truth = {os.path.abspath(f"{n}.png"): ("sick", "patient-0" if n > 9 else "") for n in range(12)}
+    assert predict.report(rows, ["normal", "sick"], truth)["groups"] == 4
