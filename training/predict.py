@@ -145,9 +145,12 @@ def _overlay_name(number: int, path: str) -> str:
     return f"{number:06d}_{stem.encode()[:80].decode(errors='ignore')}.png"  # the length of names is limited in bytes
 
 
-def _tell_report(result: dict | None, file: Path, shards: int) -> None:
+def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
     if result is None and shards == 1:
-        raise InputError("--labels: it names none of the images that were predicted; its paths are relative to itself")
+        raise InputError(
+            "--labels: it names none of the images that were predicted; its paths are relative to itself. "
+            f"{output} is written; the same command with --resume and another table adds the report"
+        )
     if result is None:
         print("\n--labels names none of the images of this part")
         return
@@ -204,9 +207,13 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError("- is one list of which each process would read a part; give it as a .csv with path")
     if devices := torch.accelerator.device_count():
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % devices)  # several may share one
+    figures = args.output.parent / f"{args.output.stem}.json"
     if args.resume and is_complete(args.output):
-        print(f"{args.output} is complete")
+        lacking = args.labels and not figures.exists()
+        print(f"{args.output} is complete{', so no report is made; --overwrite predicts it anew' if lacking else ''}")
         return
+    if args.saliency and os.path.exists(args.saliency) and not os.path.isdir(args.saliency):
+        raise InputError(f"--saliency {args.saliency}: is no folder; choose another")
     inputs = find_inputs(args.paths)
     if (first := next(inputs, None)) is None:
         raise InputError(f"{', '.join(args.paths)}: found no images")
@@ -214,7 +221,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.method and args.method not in predictor.methods:
         raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")
     truth = read_truth(args.labels, predictor.labels) if args.labels else None
-    figures = args.output.parent / f"{args.output.stem}.json"
     if truth is not None and figures.exists() and not (args.resume or args.overwrite):
         raise InputError(f"{figures} exists; choose another --output, or replace it with --overwrite")
     told = {"model": args.model, "runtime": args.runtime, "precision": args.precision, "shard": f"{shard}/{shards}"}
@@ -234,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.finish(head=shard == 1)
         print(summary(rows, counts))
         if truth is not None:
-            _tell_report(report(rows, predictor.labels, truth), figures, shards)
+            _tell_report(report(rows, predictor.labels, truth), figures, args.output, shards)
         print(f"written: {args.output}")
         rows.forget()
     if counts["with an error"] == rows.done > 0:

@@ -67,6 +67,7 @@ def test_probabilities_are_those_of_the_evaluation(small_model, small_phantom, t
         (["CLIP", "--output", "."], "--output .: expected a name that ends in .csv"),
         (["CLIP", "--output", "EMPTY", "--shard", "1/2"], "expected a name that ends in .csv"),
         (["CLIP", "--resume", "--overwrite"], "--overwrite: not allowed with argument --resume"),
+        (["CLIP", "--saliency", "CLIP"], "--saliency .*clip.mp4: is no folder; choose another"),
         (["CLIP", "--shard", "3/2"], "--shard 3/2: expected i/n"),
         (["CLIP", "--runtime", "onnx"], "found no model.onnx; make it with chest-opacity export"),
         (["CLIP", "--precision", "int8"], "torch in int8: there is no such mode"),
@@ -330,6 +331,22 @@ def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_
         predict.main(
             [str(small_model), *given, "--output", str(tmp_path / "2.csv"), "--labels", str(tmp_path / "other.csv")]
         )
+
+
+def test_labels_that_came_to_nothing_are_told_of_with_what_to_do(small_model, small_phantom, tmp_path, capsys):
+    image, wrong, right = min((small_phantom / "images").iterdir()), tmp_path / "wrong.csv", tmp_path / "right.csv"
+    wrong.write_text("path,label\n1.png,sick\n")
+    right.write_text(f"path,label\n{image},sick\n")
+    command = [str(small_model), str(image), "--output", str(tmp_path / "out.csv")]
+    with pytest.raises(InputError, match="none of the images .*out.csv is written; the same command with --resume"):
+        predict.main([*command, "--labels", str(wrong)])
+    predict.main([*command, "--resume", "--labels", str(right)])
+    assert (tmp_path / "out.json").exists()
+    predict.main([*command, "--resume", "--labels", str(right)])
+    assert capsys.readouterr().out.endswith("out.csv is complete\n")
+    (tmp_path / "out.json").unlink()
+    predict.main([*command, "--resume", "--labels", str(right)])
+    assert "out.csv is complete, so no report is made; " in capsys.readouterr().out
 
 
 def test_intervals_of_the_report_are_over_the_groups_that_either_table_knows():
