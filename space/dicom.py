@@ -76,7 +76,7 @@ class DicomFile:
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
             if "missing dependencies" in str(error):
                 name = self._data.file_meta.TransferSyntaxUID.name
-                raise InputError(f"no decoder for {name} is installed: pip install pylibjpeg[libjpeg]") from None
+                raise InputError(f"no decoder for {name} is installed: pip install pylibjpeg[all]") from None
             raise InputError(f"the DICOM file's picture cannot be decoded ({reason_of(error)})") from None
 
     def spread(self, count: int) -> list[tuple[int, Image.Image]]:

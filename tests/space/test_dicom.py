@@ -2,7 +2,8 @@ import sys
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLSLossless
+from pydicom import dcmread
+from pydicom.uid import HTJ2KLossless, JPEGLSLossless
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
@@ -105,12 +106,17 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     (tmp_path / "text.dcm").write_text("no DICOM at all")
     other = write_dicom(tmp_path / "other.dcm", RAMP, jpeg=True)
     other.write_bytes(other.read_bytes().replace(b"1.2.840.10008.1.2.4.50", JPEGLSLossless.encode()))
+    newer = write_dicom(tmp_path / "newer.dcm", RAMP, jpeg=True)  # which needs another of pylibjpeg's decoders
+    data = dcmread(newer)
+    data.file_meta.TransferSyntaxUID = HTJ2KLossless
+    data.save_as(newer)
     odd = tmp_path / "odd.dcm"  # BitsAllocated with a byte too many
     odd.write_bytes(path.read_bytes().replace(b"\x28\x00\x00\x01US\x02\x00\x08", b"\x28\x00\x00\x01US\x03\x00\x08\x00"))
     huge = write_dicom(tmp_path / "huge.dcm", RAMP, Rows=30000, Columns=30000)
     for file, message in (
         (tmp_path / "half.dcm", "cannot be decoded"),
         (tmp_path / "text.dcm", "no picture|no DICOM"),
+        (newer, r"no decoder for High-Throughput JPEG 2000 .*: pip install pylibjpeg\[all\]"),
         (odd, "cannot be decoded|no DICOM file that can be read"),
         (other, "no decoder for JPEG-LS .* is installed: pip install"),
         (huge, "30000 x 30000 pixels"),
