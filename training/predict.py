@@ -27,7 +27,7 @@ from space.runtimes import exported_name
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
 from training.inputs import Input, find_inputs
-from training.listings import read_table
+from training.listings import is_told, read_table
 from training.measure import assess
 from training.outputs import new_file
 from training.predictions import Predictions, is_complete
@@ -145,6 +145,15 @@ def _overlay_name(number: int, path: str) -> str:
     return f"{number:06d}_{stem.encode()[:80].decode(errors='ignore')}.png"  # the length of names is limited in bytes
 
 
+def _require_folder_apart(overlays: Path, paths: list[str]) -> None:
+    """Raise InputError when overlays would be taken for images by a run that goes on, or the next one."""
+    if os.path.exists(overlays) and not os.path.isdir(overlays):
+        raise InputError(f"--saliency {overlays}: is no folder; choose another")
+    for path in filter(os.path.isdir, paths):
+        if not is_told(Path(path)) and Path(os.path.realpath(overlays)).is_relative_to(os.path.realpath(path)):
+            raise InputError(f"--saliency {overlays}: lies in {path}, all of which is predicted; choose another")
+
+
 def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
     if result is None and shards == 1:
         raise InputError(
@@ -212,8 +221,8 @@ def main(argv: list[str] | None = None) -> None:
         lacking = args.labels and not figures.exists()
         print(f"{args.output} is complete{', so no report is made; --overwrite predicts it anew' if lacking else ''}")
         return
-    if args.saliency and os.path.exists(args.saliency) and not os.path.isdir(args.saliency):
-        raise InputError(f"--saliency {args.saliency}: is no folder; choose another")
+    if args.saliency:
+        _require_folder_apart(args.saliency, args.paths)
     inputs = find_inputs(args.paths)
     if (first := next(inputs, None)) is None:
         raise InputError(f"{', '.join(args.paths)}: found no images")

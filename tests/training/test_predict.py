@@ -282,6 +282,19 @@ def test_overlays_are_named_by_row_and_are_the_ones_of_the_page(small_model, sma
     assert np.abs(found - np.asarray(expected)).max() <= 2
 
 
+def test_overlays_are_not_written_among_the_images_where_they_would_be_predicted_too(small_model, tmp_path):
+    (tmp_path / "scans" / "1").mkdir(parents=True)
+    Image.new("L", (40, 30), 90).save(tmp_path / "scans" / "1" / "1.png")
+    command = [str(small_model), str(tmp_path / "scans"), "--output", str(tmp_path / "out.csv"), "--saliency"]
+    for inside in ("scans", "scans/overlays", "scans/1/../new/overlays"):
+        with pytest.raises(InputError, match=f"--saliency {tmp_path / inside}: lies in .*scans, .* choose another"):
+            predict.main([*command, str(tmp_path / inside)])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "1.png", "scans"]
+    (tmp_path / "scans" / "metadata.csv").write_text("file_name\n1/1.png\n")  # nothing else is predicted
+    predict.main([*command, str(tmp_path / "scans" / "overlays")])
+    assert len(list((tmp_path / "scans" / "overlays").iterdir())) == 1
+
+
 def test_any_name_of_a_file_is_a_row_and_an_overlay(small_model, small_phantom, tmp_path):
     image = next((small_phantom / "images").iterdir())
     names = ["one\rline.png", 'a "comma, and\nmore.png', f"{'影' * 82}.png", f"{'n' * 300}.png"]
