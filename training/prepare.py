@@ -83,6 +83,8 @@ def _read(args: DataArguments) -> dict[str, Dataset]:
             raise InputError(f"{other} is given twice; what is trained on cannot be measured on")
         if other:
             named[other] = load_data(other, named[args.data].features["label"].names)
+            if set(named[other]["label"]) <= {UNLABELLED}:
+                raise InputError(f"{other}: found no labelled images; what is measured or trained on needs labels")
     return named
 
 

@@ -215,6 +215,15 @@ def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_
         prepare(DataArguments(**args, external=args["also"]))
 
 
+@pytest.mark.parametrize("key", ["external", "also"])
+def test_other_data_without_labels_is_refused_before_any_image_is_read(clips, tmp_path, monkeypatch, key):
+    monkeypatch.setattr("training.audit.take_fingerprints", lambda *_: pytest.fail("an image was read"))
+    Image.fromarray(speckle(999)).save(tmp_path / "1.png")
+    write_table(tmp_path / "metadata.csv", ["file_name", "label"], ["1.png", ""])
+    with pytest.raises(InputError, match="found no labelled images; what is measured or trained on needs labels"):
+        prepare(DataArguments(str(clips), **{key: str(tmp_path)}))
+
+
 def test_one_class_only_and_too_few_groups_are_refused(tmp_path, small_phantom):
     def link(name, count):
         for index, path in enumerate(sorted((small_phantom / "images").iterdir())[:count]):
