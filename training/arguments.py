@@ -56,7 +56,8 @@ class DataArguments:
         metadata={"help": "the classes, the positive one last; by default normal, then the others by name"},
     )
     sites: list[str] | None = field(
-        default=None, metadata={"help": "train on these sites only; the images of all others become the external set"}
+        default=None,
+        metadata={"help": "train on these sites only; the others become the external set, unless that is given"},
     )
     external: str | None = field(default=None, metadata={"help": "DATA from elsewhere, measured beside the test part"})
     also: str | None = field(

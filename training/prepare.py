@@ -61,10 +61,10 @@ def prepare(args: DataArguments) -> Prepared:
     _require_parts(parts, rows.features["label"].names, args)
     off = deviation(parts, args)
     parts["train"] = balance_train(parts["train"], args)
-    if (known & ~internal).any():
-        parts["external"] = rows.select(np.flatnonzero(known & ~internal))
-    elif args.external:
+    if args.external:
         parts["external"] = _labelled(named[args.external])
+    elif (known & ~internal).any():
+        parts["external"] = rows.select(np.flatnonzero(known & ~internal))
     if args.also:
         parts["also"] = _labelled(named[args.also])
     if not known.all():

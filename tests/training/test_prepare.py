@@ -215,6 +215,15 @@ def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_
         prepare(DataArguments(**args, external=args["also"]))
 
 
+def test_external_data_that_is_given_is_what_is_measured_also_with_sites(clips, tmp_path):
+    for number in range(2):
+        Image.fromarray(speckle(900 + number)).save(tmp_path / f"{number}.png")
+    write_table(tmp_path / "metadata.csv", ["file_name", "label"], ["0.png", "normal"], ["1.png", "sick"])
+    parts = prepare(DataArguments(str(clips), sites=["A", "B"], external=str(tmp_path))).parts
+    assert list(parts["external"]["path"]) == ["0.png", "1.png"]
+    assert not any("C" in parts[part]["site"] for part in PARTS)
+
+
 @pytest.mark.parametrize("key", ["external", "also"])
 def test_other_data_without_labels_is_refused_before_any_image_is_read(clips, tmp_path, monkeypatch, key):
     monkeypatch.setattr("training.audit.take_fingerprints", lambda *_: pytest.fail("an image was read"))
