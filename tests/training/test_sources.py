@@ -130,6 +130,11 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
         ([], None, "found no images; expected a folder for each class, or a table"),
         (["loose.png", "normal/1.png"], None, "1 images outside class folders, loose.png"),
         (["train/1.png", "test/1.png"], None, "2 images outside class folders, test/1.png"),
+        (
+            ["train/sick/1.png", "test/sick/1.png", "more/1.png"],
+            None,
+            "found more beside test, train; expected folders",
+        ),
         (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
         (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["1.png", "normal"]], "1 file names twice, 1.png"),
