@@ -166,7 +166,7 @@ def _survey(place: Path) -> tuple[list[str], str]:
             state = os.stat(root / path.encode().decode())
         except UnicodeEncodeError:
             raise InputError(f"{place}: found a file name that is not UTF-8, {path!r}; rename it") from None
-        except OSError:
+        except (OSError, ValueError):  # the latter of a NUL, which no name can hold
             missing.append(path)
             continue
         if Path(path).suffix.lower() in clips.SUFFIXES:

@@ -135,6 +135,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
             None,
             "found more beside test, train; expected folders",
         ),
+        (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["\0.png", "sick"]], "1 of 2 files do not exist"),
         (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
         (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["1.png", "normal"]], "1 file names twice, 1.png"),
