@@ -320,7 +320,6 @@ def main(argv: list[str] | None = None) -> None:
     named = {name: load_data(name) for name in args.data}
     require_sites(args.sites, *named.values())
     audit = audit_data(named, args.turned, args.sites)
-    args.output.mkdir(parents=True, exist_ok=True)
     with new_file(args.output / "audit.json") as file:
         file.write_text(json.dumps(audit.report, indent=2) + "\n")
     with new_file(args.output / "audit.html") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.repocard import metadata_load
+from safetensors import SafetensorError
 
 from space.errors import InputError
 
@@ -78,7 +79,7 @@ def writing(final: Path) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield final.with_name(f".{final.name}.{os.getpid()}.unfinished")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {final}: {error}") from error
 
 

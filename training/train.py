@@ -37,7 +37,7 @@ from training.evaluate import report
 from training.examples import Examples
 from training.measure import measure
 from training.model import load_base
-from training.outputs import move_into_place, read_again, refuse_existing
+from training.outputs import move_into_place, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
 from training.report import write_report
@@ -90,7 +90,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     training_args.output_dir = str(work / "checkpoints")
     with main_process_first():
         if training_args.process_index == 0:
-            open_unfinished(work, run, model_args.overwrite)
+            with writing(final):
+                open_unfinished(work, run, model_args.overwrite)
             fetch_start(work, training_args, saves, model_args.overwrite)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     callbacks = [saves] if saves else []
@@ -110,12 +111,13 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     history = _history(trainer, final.name, _balancing(data, data_args))
     history |= _learned_from(data, base.model_name_or_path, recipe)
     if training_args.process_index == 0:
-        _save(work / "model", trainer, data, recipe, history)
-        _keep_seen(work, work / "model", trainer.state)
-        _judge(work / "model", data.parts, model_args, say)
-        shutil.rmtree(final, ignore_errors=True)
-        move_into_place(work / "model", final)
-        shutil.rmtree(work)
+        with writing(final):
+            _save(work / "model", trainer, data, recipe, history)
+            _keep_seen(work, work / "model", trainer.state)
+            _judge(work / "model", data.parts, model_args, say)
+            shutil.rmtree(final, ignore_errors=True)
+            move_into_place(work / "model", final)
+            shutil.rmtree(work)
         say(f"\nmodel folder: {final}")
         if saves:
             saves.push(final)

@@ -156,3 +156,12 @@ def test_bad_arguments_are_refused(home, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         audit.main([*arguments, "--output", str(tmp_path / "audit")])
     assert not (tmp_path / "audit").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    for label in ("normal", "sick"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.fromarray(speckle(len(label))).save(tmp_path / "data" / label / "1.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write .*file/audit"):
+        audit.main([str(tmp_path / "data"), "--output", str(tmp_path / "file" / "audit")])

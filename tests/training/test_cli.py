@@ -3,12 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from space.errors import InputError
 from tests.conftest import RECIPES
 from training import cli, train
-from training.outputs import new_file, new_folder
+from training.outputs import new_file, new_folder, writing
 
 SCRIPT = Path(sys.executable).parent / "chest-opacity"
 
@@ -78,6 +80,11 @@ def test_what_fails_half_way_leaves_nothing(make, tmp_path):
     with make(tmp_path / "out") as work:
         write(work)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_weights_that_cannot_be_written_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="cannot write .*out"), writing(tmp_path / "out"):
+        save_file({"weights": np.zeros(1)}, tmp_path / "nowhere" / "model.safetensors")
 
 
 def test_a_full_disk_is_one_line(tmp_path):

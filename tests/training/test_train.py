@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -247,6 +248,31 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp
     with pytest.raises(InputError, match="no such folder"):
         train.main([*command, "--overwrite", "true", "--data", "nowhere"])
     assert (tmp_path / "m" / "mine.txt").read_text() == "precious"
+
+
+def test_a_place_that_cannot_be_written_is_one_line_at_the_start_and_at_the_end(
+    small_home, small_base, tmp_path, monkeypatch
+):
+    command = [
+        PHANTOM,
+        "--data",
+        str(small_home),
+        *SMALL,
+        "--model_name_or_path",
+        str(small_base),
+        "--image_size",
+        "32",
+    ]
+    with pytest.raises(InputError, match="cannot write /proc/m: "):
+        train.main([*command, "--output_dir", "/proc/m"])
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "_judge", fill)
+    with pytest.raises(InputError, match="cannot write .*/m: .*No space left on device"):
+        train.main([*command, "--max_steps", "1", "--output_dir", str(tmp_path / "m")])
+    assert not (tmp_path / "m").exists()
 
 
 def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
