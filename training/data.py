@@ -66,6 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="phantom: decides every frame")
     parser.add_argument("--scale", type=float, default=1.0, help="phantom: share of the full number of frames")
     args = parser.parse_args(argv)
+    if args.seed < 0 or not 0.01 <= args.scale <= 100:
+        raise InputError(
+            f"--seed {args.seed}, --scale {args.scale}: expected a seed from 0 on, a scale from 0.01 to 100"
+        )
     refuse_existing(args.output, "choose another --output, or remove it")
     with new_folder(args.output) as work:
         if args.data == "phantom":

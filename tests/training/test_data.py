@@ -41,6 +41,13 @@ def test_the_verb_overwrites_nothing_and_leaves_nothing_half_written(tmp_path):
         data.main(["phantom", "--output", str(tmp_path / "mine")])
 
 
+@pytest.mark.parametrize("option", [["--scale", "0"], ["--scale", "nan"], ["--seed", "-1"]])
+def test_a_phantom_that_cannot_be_drawn_is_refused_and_leaves_nothing(tmp_path, option):
+    with pytest.raises(InputError, match="expected a seed from 0 on, a scale from 0.01 to 100"):
+        data.main(["phantom", "--output", str(tmp_path / "phantom"), *option])
+    assert os.listdir(tmp_path) == []
+
+
 def test_two_images_of_one_name_are_refused_and_a_column_file_name_is_kept(tmp_path):
     write_images(tmp_path / "mine", "images/1.png", "1.png")
     table = tmp_path / "mine" / "table.csv"
