@@ -273,6 +273,7 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
     for key, value, fits, expected in (
         ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
         ("folds", data.folds, data.folds is None or data.folds > 1, "at least 2"),
+        ("fold", data.fold, data.folds or data.fold == 0, "folds to say of how many"),
         ("fold", data.fold, not data.folds or 0 <= data.fold < data.folds, f"0 to {(data.folds or 1) - 1}"),
         ("balance_scope", data.balance_scope, not doubled, "train where oversample makes copies"),
         ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),

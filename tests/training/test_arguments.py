@@ -63,6 +63,7 @@ def test_the_study_is_what_was_published():
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),
         ("a: [\n", [], "no YAML that can be read"),
         ("folds: 1\n", ["--data", "x", "--model_name_or_path", "y"], "folds: found 1, expected at least 2"),
+        ("fold: 2\n", ["--data", "x", "--model_name_or_path", "y"], "fold: found 2, expected folds to say of how many"),
         ("folds: 3\nfold: 3\n", ["--data", "x", "--model_name_or_path", "y"], "fold: found 3, expected 0 to 2"),
         (
             "balance: oversample\nbalance_scope: all\n",
