@@ -28,7 +28,7 @@ from space.predictor import Predictor
 from training.calibration import Calibration
 from training.card import write_card
 from training.cli import Parser, run
-from training.evaluate import report, rows_of_folds, select_rows, with_pixels
+from training.evaluate import report, require_own, rows_of_folds, select_rows, with_pixels
 from training.groups import with_groups
 from training.measure import measure
 from training.outputs import new_folder, read_again, refuse_existing
@@ -55,6 +55,9 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     predictor = predictors[0]
     rows = with_groups(load_data(data, predictor.labels))
     parts = rows_of_folds(folders, select_rows(rows, folders[0], None, recipe["sites"]))
+    parts = list(map(with_pixels, parts))
+    for folder, part in zip(folders, parts, strict=True):
+        require_own(folder, part)
     rows = concatenate_datasets(parts)
     logits = np.concatenate([look_at(each, part)[0] for each, part in zip(predictors, parts, strict=True)])
     mean = AveragedModel(predictor.model, use_buffers=True)
@@ -78,7 +81,7 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
         _write_history(folders, work, output.name)
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             first = shutil.copytree(folders[0], Path(scratch) / "first", ignore=shutil.ignore_patterns("eval"))
-            own, *others = map(with_pixels, parts)
+            own, *others = parts
             result = measure(first, own, NAME, folds=list(zip(folders[1:], others, strict=True)))
             for file in (first / "eval").iterdir():
                 shutil.copy(file, work / "eval" / file.name)

@@ -37,6 +37,15 @@ def with_pixels(rows: Dataset) -> Dataset:
     return rows.add_column("pixels", facts["pixels"].tolist())
 
 
+def require_own(folder: Path, rows: Dataset) -> None:
+    """Raise InputError when of rows chosen by the names in split.csv none has the pixels of an image that is in it."""
+    if not np.isin(np.asarray(rows["pixels"]), read_split(folder)["pixels"]).any():
+        raise InputError(
+            f"{folder}: found other images under the names of its split.csv, {rows['path'][0]} for one; expected those "
+            "that it was trained with"
+        )
+
+
 def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
     """The labelled rows of a part of the model's own split.csv, or of some sites, or all."""
     require_sites(sites, rows)
@@ -153,7 +162,10 @@ def main(argv: list[str] | None = None) -> None:
         parts = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
     else:
         parts = [select_rows(rows, args.model, args.split, args.sites)]
-    first, *others = map(with_pixels, parts)
+    first, *others = parts = list(map(with_pixels, parts))
+    if args.split or args.folds:
+        for folder, part in zip([args.model, *(args.folds or ())], parts, strict=True):
+            require_own(folder, part)
     result = measure(
         args.model,
         first,

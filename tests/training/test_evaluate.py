@@ -9,7 +9,7 @@ from PIL import Image
 
 from space.errors import InputError
 from tests.images import speckle, write_images, write_table
-from training import evaluate
+from training import average, evaluate
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
 MORE = ("average_precision", "ppv", "npv", "mcc", "per_class")
@@ -94,6 +94,24 @@ def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
     with pytest.raises(InputError, match=message):
         arguments = [str(model) if argument == "MODEL" else argument for argument in arguments]
         evaluate.main([str(model), "--data", str(small_phantom), *arguments])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "average"])
+def test_other_images_of_the_same_names_are_no_part_of_the_split(model, small_phantom, tmp_path, verb):
+    data, other = tmp_path / "data", shutil.copytree(model, tmp_path / "other")
+    shutil.copytree(small_phantom, data, ignore=shutil.ignore_patterns("masks"))
+    for number, file in enumerate((data / "images").iterdir()):
+        Image.fromarray(speckle(number)).save(file)
+    split = pd.read_csv(other / "split.csv", dtype=str)
+    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
+    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+    with pytest.raises(InputError, match="found other images under the names of its split.csv, images/"):
+        if verb == "evaluate":
+            evaluate.main([str(model), "--data", str(data), "--split", "test", "--name", "x"])
+        else:
+            average.main([str(model), str(other), "--data", str(data), "--output", str(tmp_path / "mean")])
+    assert not (tmp_path / "mean").exists()
+    assert not (model / "eval" / "x.json").exists()
 
 
 def test_figures_at_a_prevalence_against_another_model_and_of_another_method(model, small_phantom, capsys):
