@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def save(predictor: Predictor, abstention: Abstention, folder: Path) -> None:
     logging.disable_progress_bar()
     predictor.model.save_pretrained(folder)
     save_file(abstention.tensors, folder / FILE)
+    for name in ("model.safetensors", FILE):
+        shutil.copymode(folder / "config.json", folder / name)  # safetensors lets nobody but the owner read them
 
 
 def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.ndarray]) -> Abstention:

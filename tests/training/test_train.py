@@ -40,6 +40,10 @@ def test_the_model_folder_holds_what_it_should_and_nothing_else(small_model):
     assert not list(small_model.parent.glob(".*"))
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(small_model):
+    assert len({path.stat().st_mode for path in small_model.iterdir() if path.is_file()}) == 1
+
+
 def test_the_split_is_written_with_every_image_once_and_no_group_twice(small_model):
     split = pd.read_csv(small_model / "split.csv")
     assert list(split.columns) == ["path", "label", "group", "site", "pixels", "split"]
