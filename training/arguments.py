@@ -310,7 +310,7 @@ def _read_yaml(file: Path) -> dict:
         raise InputError(f"{file}: no YAML that can be read: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise InputError(f"{file}: found a {type(recipe).__name__}, expected lines of key: value")
-    return recipe
+    return {str(key): value for key, value in recipe.items()}
 
 
 def _tokens(key: str, value) -> list[str]:

@@ -61,6 +61,7 @@ def test_the_study_is_what_was_published():
         ("balance: smote\n", [], "argument --balance: invalid choice: 'smote'"),
         ("", [], "the following arguments are required: --data"),
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),
+        ("1: 2\n", [], "unknown key 1; chest-opacity train --help lists them all"),
         ("a: [\n", [], "no YAML that can be read"),
         ("folds: 1\n", ["--data", "x", "--model_name_or_path", "y"], "folds: found 1, expected at least 2"),
         ("fold: 2\n", ["--data", "x", "--model_name_or_path", "y"], "fold: found 2, expected folds to say of how many"),
