@@ -141,9 +141,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--saliency", choices=METHODS, help="the method to test and to show; by default the best")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", args.name) or not is_evaluation(args.name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", args.name) or not is_evaluation(args.name):
         others = f"{', '.join(sorted(MADE))} or {EXPORT}..."
-        raise InputError(f"--name {args.name}: expected letters, digits, _ . or -, and not {others}")
+        letters = "letters, digits, _ . or - (no . or - at first)"
+        raise InputError(f"--name {args.name}: expected {letters}, and not {others}")
     args.model = model_folder(args.model)
     for folder in (args.model, *(args.folds or ())):
         if not (folder / "split.csv").is_file():

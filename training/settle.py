@@ -64,6 +64,8 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
         spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
         chosen = "fixed in the recipe" if fixed else f"by {rule} on the {where}{spread}"
         lines.append(f"threshold {config.threshold:.3f} {chosen}")
+    else:
+        lines.append("no threshold: of three classes or more the most probable one is called")
     return lines
 
 

@@ -84,6 +84,7 @@ def test_images_of_one_class_are_measured_as_far_as_they_go(model, tmp_path, cap
     [
         (["--name", "x", "--sites", "Z"], "found no site Z; the sites are A, B"),
         (["--name", "../x"], "expected letters, digits"),
+        (["--name", ".."], "no . or - at first"),
         (["--name", "training"], "and not audit, training or export_"),
         ([], "the following arguments are required: --name"),
         (["--name", "x", "--prevalence", "5"], "--prevalence 5.0: expected a share between 0 and 1"),
