@@ -64,7 +64,8 @@ class Card:
         return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", self._picture, self._text)
 
     def _picture(self, link: re.Match) -> str:
-        path = (self._folder / link[2]).resolve()
-        if not (path.is_file() and path.suffix == ".png" and path.is_relative_to(self._folder.resolve())):
-            return ""
-        return f"![{link[1]}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+        with contextlib.suppress(OSError, ValueError):  # a link may hold a whole picture, which is no name of a file
+            path = (self._folder / link[2]).resolve()
+            if path.is_file() and path.suffix == ".png" and path.is_relative_to(self._folder.resolve()):
+                return f"![{link[1]}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+        return ""

@@ -102,6 +102,12 @@ def test_a_card_whose_metadata_are_none_is_its_text(tmp_path, told):
     assert Card(tmp_path).text().strip() == "text"
 
 
+@pytest.mark.parametrize("link", [f"data:image/png;base64,{'A' * 5000}", "a\0.png"])
+def test_a_card_with_a_picture_that_is_no_file_is_its_text(tmp_path, link):
+    (tmp_path / "README.md").write_text(f"text\n![a]({link})\n")
+    assert Card(tmp_path).text().strip() == "text"
+
+
 def test_an_interval_that_is_none_is_left_out(tmp_path):
     metrics = [{"type": name, "value": 0.9, "args": {"ci95": 0.1}} for name in ("accuracy", "roc_auc")]
     results = [{"task": {"type": "image-classification"}, "dataset": {"name": "x", "type": "x"}, "metrics": metrics}]
