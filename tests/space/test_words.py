@@ -102,7 +102,7 @@ def test_a_card_whose_metadata_are_none_is_its_text(tmp_path, told):
     assert Card(tmp_path).text().strip() == "text"
 
 
-@pytest.mark.parametrize("link", [f"data:image/png;base64,{'A' * 5000}", "a\0.png"])
+@pytest.mark.parametrize("link", [f"data:image/png;base64,{'A' * 5000}", "a\0.png"], ids=["picture", "null"])
 def test_a_card_with_a_picture_that_is_no_file_is_its_text(tmp_path, link):
     (tmp_path / "README.md").write_text(f"text\n![a]({link})\n")
     assert Card(tmp_path).text().strip() == "text"

@@ -199,6 +199,18 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
         assert bounds == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 
+def test_of_one_patient_nothing_is_told_of_others():
+    score, truth = np.array([0.9, 0.8, 0.4, 0.2, 0.6, 0.1, 0.2, 0.7]), np.repeat([1, 0], 4)
+    told = compute(np.c_[1 - score, score], truth, groups=np.repeat([0, 1, 2], [4, 2, 2]))["ci95"]
+    for name in ("sensitivity", "balanced_accuracy", "roc_auc", "average_precision"):
+        assert told[name] == [0, 1], name  # all sick images are of one
+    assert told["mcc"] == [-1, 1]
+    alone = compute(np.c_[1 - score, score], truth, groups=np.zeros(8, int))["ci95"]
+    assert alone["mcc"] == [-1, 1]
+    for name in ("accuracy", "specificity", "precision", "npv", "roc_auc", "brier", "ece"):
+        assert alone[name] == [0, 1], name
+
+
 def test_the_order_of_images_that_are_given_the_same_does_not_matter():
     truth = np.repeat([0, 1], [30, 70])
     assert compute(np.tile([0.3, 0.7], (100, 1)), truth, draws=0)["ece"] == pytest.approx(0)

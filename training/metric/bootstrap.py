@@ -89,10 +89,13 @@ def widened(bounds, groups):
     """The interval of a share, wider where every draw gave 0 or 1: as far as so many groups can tell.
 
     Of groups that are all right (or all wrong) each draw is, however few they are; the exact interval of a share
-    (Clopper and Pearson, Biometrika 1934, 26:404) is not so sure.
+    (Clopper and Pearson, Biometrika 1934, 26:404) is not so sure. One group that is partly right tells nothing of
+    others.
     """
     least = 0.025 ** (1 / groups) if groups else 0.0
     low, high = bounds
+    if groups == 1 and low < 1 and high > 0:
+        return [0.0, 1.0]
     return [least if low == 1 else low, 1 - least if high == 0 else high]
 
 

@@ -140,7 +140,8 @@ def _widen(intervals, groups, truth, decided, labels):
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
     independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
-    is no surer than the class of fewest groups; a correlation of 1 is as sure as the shares behind it.
+    is no surer than the class of fewest groups; a correlation of 1 is as sure as the shares behind it. Of one group
+    nothing is told of others, also by a correlation, a Brier score and a calibration error.
     """
 
     def counts(chosen):
@@ -165,6 +166,10 @@ def _widen(intervals, groups, truth, decided, labels):
     ]
     if intervals["mcc"] is not None and intervals["mcc"][0] == 1:
         shares.append((intervals, "mcc", min(of_class)))
+    elif intervals["mcc"] is not None and min(of_class) == 1:
+        intervals["mcc"] = [-1.0, 1.0]
+    if groups.max() == 0:
+        intervals |= {"brier": [0.0, 1.0 if len(labels) == 2 else 2.0], "ece": [0.0, 1.0]}
     by_class = {"sensitivity": of_class, "specificity": others, "precision": called}
     by_class |= {"roc_auc": pairs, "average_precision": pairs, "f1": either}
     for name, numbers in by_class.items():
