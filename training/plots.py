@@ -25,6 +25,9 @@ matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a clas
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#777777"
 STYLES = ("-", "--", ":", "-.")  # of lines, one for each site
 PANEL = 4.0  # inches of a panel's side
+LONGEST = 16  # letters of a name
+LETTER = 0.1  # inches of one
+ACROSS = 26  # letters that fit side by side below the confusion matrix
 DRAWS = 100  # of the bootstrap behind the bands
 GRID = np.linspace(0, 1, 101)
 SHOWN = 4  # images of a kind in the gallery
@@ -51,8 +54,12 @@ def save(path: Path, picture: Figure | Picture.Image) -> None:
 
 def performance(result: dict, table: pd.DataFrame) -> Figure:
     """Confusion matrix, ROC and precision-recall curve, the latter two with 95 % bands over groups."""
-    figure, (left, middle, right) = _panels(3)
-    _confusion(left, result)
+    names = [_short(label) for label in result["labels"]]
+    longest = max(map(len, names))
+    upright = longest * len(names) > ACROSS
+    more = LETTER * max(0, longest - 4)  # letters that have room as it is
+    figure, (left, middle, right) = _panels(3, left=more, bottom=more if upright else 0)
+    _confusion(left, result, names, upright)
     truth, score, groups = _positive(result, table)
     positive = result["labels"][-1]
     drawn = draw_groups(np.random.default_rng(0), DRAWS, groups.max() + 1)[:, groups]
@@ -60,7 +67,7 @@ def performance(result: dict, table: pd.DataFrame) -> Figure:
         (middle, "ROC", _roc, "roc_auc", ("1 - specificity", "sensitivity")),
         (right, "precision and recall", _precision_recall, "average_precision", ("recall (sensitivity)", "precision")),
     ):
-        axes.set(title=f"{title} of {positive}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(title=f"{title} of {names[-1]}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xlabel=labels[0], ylabel=labels[1])
         area, interval = result["per_class"][name][positive], result["ci95"]["per_class"][name][positive]
         if area is None:
@@ -84,7 +91,7 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     """Reliability, the probabilities by true class, and the error that remains when more and more are set aside."""
     figure, (left, middle, right) = _panels(3)
     truth, score, _ = _positive(result, table)
-    positive = result["labels"][-1]
+    positive = _short(result["labels"][-1])
     bins = [chosen for chosen in np.array_split(np.argsort(score, kind="stable"), 10) if len(chosen)]
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     left.plot([score[b].mean() for b in bins], [truth[b].mean() for b in bins], "o-", color=BLUE)
@@ -96,7 +103,7 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     for style, site in zip(STYLES, sorted(set(sites)), strict=False):
         for is_positive, colour in ((False, BLUE), (True, ORANGE)):
             chosen = (sites == site) & (truth == is_positive)
-            name = f"{'' if is_positive else 'not '}{positive} {site}"
+            name = f"{'' if is_positive else 'not '}{positive} {_short(site)}"
             middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=name)
     if len(result["labels"]) == 2:
         middle.axvline(result["threshold"], color=GREY, linewidth=1)
@@ -143,7 +150,8 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
             zip(chosen, images, predictor.answer(images, method), strict=True)
         ):
             row, left = table.iloc[index], column * (2 * width + GAP)
-            said = f"is {row['label']}, called {row['prediction']}: p {row[f'probability_{row.prediction}']:.2f}"
+            said = f"is {_short(row['label'])}, called {_short(row['prediction'])}"
+            said += f": p {row[f'probability_{row.prediction}']:.2f}"
             draw.text((left, top + LINE), f"{said}, distance {row['distance']:.2f}", "black", font_size=LINE - 6)
             sheet.paste(ImageOps.pad(image, FRAME), (left, top + 2 * LINE))
             sheet.paste(ImageOps.pad(overlay(image, answer.saliency), FRAME), (left + width, top + 2 * LINE))
@@ -170,23 +178,33 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
     return figure
 
 
-def _panels(number: int, width: float = PANEL):
-    """A figure and its axes side by side; with fixed margins, for finding them takes longer than drawing."""
-    figure = Figure(figsize=(number * width, PANEL))
-    inch = 1 / (number * width)
-    margins = {"left": 0.75 * inch, "right": 1 - 0.15 * inch, "bottom": 0.16, "top": 0.9, "wspace": 0.34}
+def _short(name: str) -> str:
+    """A name of a class or site as it fits into a picture: of a long one both ends."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
+
+
+def _panels(number: int, width: float = PANEL, left: float = 0, bottom: float = 0):
+    """A figure and its axes side by side; with fixed margins, for finding them takes longer than drawing.
+
+    left, bottom: inches that it is larger by there.
+    """
+    size = number * width + left, PANEL + bottom
+    figure = Figure(figsize=size)
+    margins = {"left": (left + 0.75) / size[0], "right": 1 - 0.15 / size[0], "wspace": 0.34}
+    margins |= {"bottom": (bottom + 0.16 * PANEL) / size[1], "top": 1 - 0.1 * PANEL / size[1]}
     return figure, figure.subplots(1, number, gridspec_kw=margins)
 
 
-def _confusion(axes, result: dict) -> None:
-    labels, matrix = result["labels"], np.array(result["confusion_matrix"])
+def _confusion(axes, result: dict, names: Sequence[str], upright: bool) -> None:
+    matrix = np.array(result["confusion_matrix"])
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = min(14, 72 / len(names))
     for row, column in np.ndindex(matrix.shape):
         colour = "white" if shares[row, column] > 0.6 else "black"
-        axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=14)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
+        axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=size)
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
+    axes.set_yticks(range(len(names)), names)
     axes.set(title=f"{result['name']}: n = {result['n']}", xlabel="called", ylabel="true")
 
 

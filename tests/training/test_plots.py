@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from training.callbacks import learning_curves
-from training.plots import GRID, _precision_recall, _roc, save, trust
+from training.plots import GRID, _precision_recall, _roc, performance, save, trust
 
 
 def of_sklearn(truth, score):
@@ -58,3 +58,29 @@ def test_learning_curves_lie_within_their_picture_with_what_they_are_called():
         extent = axes.get_tightbbox()
         assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
         assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["normal", "sick"],
+        ["NORMAL", "PNEUMONIA"],
+        ["normal", "consolidation", "pleural effusion", "pneumothorax"],
+        [f"finding {number}, of which nobody has a shorter name" for number in range(12)],
+    ],
+)
+def test_names_of_classes_can_be_read_beside_the_confusion_matrix(labels):
+    nothing = {"roc_auc": {labels[-1]: None}, "average_precision": {labels[-1]: None}}
+    result = {"labels": labels, "name": "test", "n": 9, "per_class": nothing, "ci95": {"per_class": nothing}}
+    result["confusion_matrix"] = np.full((len(labels), len(labels)), 999).tolist()
+    table = pd.DataFrame({"label": labels, "group": labels, f"probability_{labels[-1]}": 0.5})
+    figure = performance(result, table)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    for names in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts[: len(labels)]):
+        boxes = [name.get_window_extent() for name in names]
+        assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+        assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+    assert axes.get_tightbbox().x0 >= 0
+    assert axes.title.get_window_extent().x1 < figure.axes[1].title.get_window_extent().x0
+    assert figure.axes[1].title.get_window_extent().x1 < figure.axes[2].title.get_window_extent().x0
