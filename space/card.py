@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from space.errors import InputError, reason_of
 
 HOME = ("test", "folds")  # the evaluations on the test part of the model's own data, and on those of all folds
 
@@ -27,10 +30,15 @@ class Card:
     """README.md of a model; one without it has an empty card."""
 
     def __init__(self, model_id: str | Path):
-        """Read it from a model folder, or from the Hub by its id, with the pictures that it shows."""
+        """Read it from a model folder, or from the Hub by its id, with the pictures that it shows. Raises InputError
+        when the Hub does not give it."""
         self._folder = Path(model_id)
         if not self._folder.is_dir():
-            self._folder = Path(snapshot_download(str(model_id), allow_patterns=["README.md", "eval/*.png"]))
+            try:
+                self._folder = Path(snapshot_download(str(model_id), allow_patterns=["README.md", "eval/*.png"]))
+            except (HTTPError, OSError, ValueError) as error:
+                reason = reason_of(error)
+                raise InputError(f"{model_id}: its card cannot be fetched ({reason}); try again later") from None
         path = self._folder / "README.md"
         text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
         self._results, self._text = [], REGEX_YAML_BLOCK.sub("", text)

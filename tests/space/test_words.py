@@ -8,6 +8,7 @@ from PIL import Image
 
 from space.batches import Batches
 from space.card import Card
+from space.errors import InputError
 from space.predictor import Answer, Predictor
 from space.texts import Texts
 from space.words import describe
@@ -106,6 +107,11 @@ def test_a_card_whose_metadata_are_none_is_its_text(tmp_path, told):
 def test_a_card_with_a_picture_that_is_no_file_is_its_text(tmp_path, link):
     (tmp_path / "README.md").write_text(f"text\n![a]({link})\n")
     assert Card(tmp_path).text().strip() == "text"
+
+
+def test_a_card_that_cannot_be_fetched_is_one_line():
+    with pytest.raises(InputError, match="^nobody/nothing: its card cannot be fetched .*; try again later$"):
+        Card("nobody/nothing")
 
 
 def test_an_interval_that_is_none_is_left_out(tmp_path):
