@@ -60,7 +60,7 @@ def gather(folder: Path) -> dict:
         "titles": TITLES,
         "figure": _figure,
         "between": _between,
-        "plain": _plain,
+        "plain": plain,
         "elsewhere": any(each.get("elsewhere", each["name"] not in HOME) for each in evaluations),
         "most_subgroups": MOST_SUBGROUPS,
         "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
@@ -144,8 +144,9 @@ def _parts(split: pd.DataFrame, labels: list[str]) -> list[dict]:
     ]
 
 
-def _plain(name: str) -> str:
-    """A name of a class or site as it stands in Markdown, where a pipe or a new line would end the cell of a table."""
+def plain(name: str) -> str:
+    """A name, or a line that holds one, as it stands in Markdown, where a pipe or a new line would end the
+    cell of a table."""
     return " ".join(name.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -26,7 +26,7 @@ from space.errors import InputError
 from space.images import load_image
 from space.remote import read_content
 from training.audit import audit_data
-from training.card import find_template
+from training.card import find_template, plain
 from training.fingerprint import require_readable
 from training.model import labels_of
 from training.outputs import read_again
@@ -122,6 +122,7 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
     card = DatasetCard.from_template(
         data,
         template_path=str(find_template("data_card.md")),
+        plain=plain,
         repo=repo,
         labels=names,
         synthetic=synthetic,

@@ -72,6 +72,9 @@ def test_every_picture_in_the_card_is_in_the_folder(small_model):
 
 def test_names_with_pipes_and_new_lines_break_no_table(small_model, tmp_path):
     model = shutil.copytree(small_model, tmp_path / "m")
+    audit = json.loads((model / "eval" / "audit.json").read_text())
+    audit |= {"leaks": ["a <i>\ngroup"], "warnings": ["frames/<i>: groups"]}
+    (model / "eval" / "audit.json").write_text(json.dumps(audit))
     for file, name in (("config.json", "id2label"), ("eval/test.json", "sites"), ("eval/test.json", "f1")):
         told = json.loads((model / file).read_text())
         if name == "id2label":
@@ -88,6 +91,7 @@ def test_names_with_pipes_and_new_lines_break_no_table(small_model, tmp_path):
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert "<i>" not in text
+    assert "- **Leak:** a &lt;i> group\n- frames/&lt;i>: groups\n" in text
 
 
 def test_warnings_stand_apart_from_tables_and_promise_no_more_than_the_split(small_model, tmp_path):

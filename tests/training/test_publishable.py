@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from space.errors import InputError
@@ -186,3 +187,14 @@ def test_other_data_than_the_model_s_is_refused(secret):
     (model / "split.csv").write_text("")
     with pytest.raises(InputError, match=r"split.csv: found no table of path, pixels and split \(No columns"):
         read_publishable(str(data), model, rights=False)
+
+
+def test_names_with_pipes_and_new_lines_break_no_table_of_the_card(small_model, tmp_path):
+    labels = ClassLabel(names=["normal", "a|b <i>"])
+    rows = {"image": [None], "label": [1], "group": ["g00001"], "site": ["one\ntwo"], "license": [""]}
+    features = Features({"label": labels} | {name: Value("string") for name in rows if name != "label"})
+    write_data_card({"train": Dataset.from_dict(rows, features)}, "clinic/x", small_model, tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text()
+    assert "(one two)" in text
+    assert "| split | normal | a\\|b &lt;i> | unlabelled | groups |" in text
+    assert "<i>" not in text
