@@ -39,7 +39,7 @@ def check_saliency(predictor: Predictor, rows: Dataset, table: pd.DataFrame, met
     """Test a method on rows and what the model said of them (`measure.predict_rows`).
 
     Returns method, weights, deletion, insertion and, with masks, place: values with 95 % intervals over images (over
-    groups for place), whether each test was passed, and `passed`, whether all were.
+    groups for place), whether each test was passed, which one image cannot, and `passed`, whether all were.
     """
     chosen = _sample(table, predictor.labels[-1], seed)
     pixels = _pixels(predictor, rows, chosen)
@@ -94,7 +94,8 @@ def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarra
     if len(alike) == 0:
         return {"rank_correlation": None, "ci95": None, "passed": False}
     spread = _mean_interval(alike)
-    return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": bool(spread[1] < UNALIKE)}
+    passed = bool(len(alike) > 1 and spread[1] < UNALIKE)
+    return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": passed}
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -128,7 +129,8 @@ def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndar
         better = sign * (areas[test]["random"] - areas[test]["map"])
         spread = _mean_interval(better)
         told[test] = {name: float(area.mean()) for name, area in areas[test].items()}
-        told[test] |= {"better_than_random": float(better.mean()), "ci95": spread, "passed": bool(spread[0] > 0)}
+        passed = bool(len(better) > 1 and spread[0] > 0)
+        told[test] |= {"better_than_random": float(better.mean()), "ci95": spread, "passed": passed}
     return told
 
 

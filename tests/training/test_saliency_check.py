@@ -108,6 +108,17 @@ def test_one_patient_whose_peak_is_in_the_mask_proves_nothing(predictor, spots):
     assert not place["passed"]
 
 
+def test_one_image_proves_nothing(predictor, spots):
+    spots = spots.remove_columns("mask")
+    one, all_sick = (
+        check_saliency(predictor, rows, told_of(predictor, rows), "cam")
+        for rows in (spots.select([1]), spots.select(range(1, 40, 2)))
+    )
+    assert all_sick["deletion"]["passed"]
+    assert all_sick["insertion"]["passed"]
+    assert not any(one[test]["passed"] for test in ("weights", "deletion", "insertion"))
+
+
 def test_of_several_classes_the_map_is_that_of_the_image_s_own(predictor, spots):
     several = copy.deepcopy(predictor)
     several.labels = ["normal", "sick", "other"]
