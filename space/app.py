@@ -96,6 +96,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
             with gr.Row():
                 files = gr.File(label=texts("many.files"), file_count="multiple", elem_id="files")
                 folder = gr.File(label=texts("many.folder"), file_count="directory", elem_id="folder")
+                files.preprocess = folder.preprocess = _named
                 labels = gr.File(label=texts("many.labels"), file_types=[".csv"], elem_id="labels")
             start = gr.Button(texts("many.start"), variant="primary", elem_id="start")
             summary = gr.HTML(elem_id="summary")
@@ -132,12 +133,18 @@ def _add_api(page: Page) -> None:
     ]
     gr.Button(**hidden).click(page.predict, [picture, shown, method], outputs, api_name="predict")
     files = gr.File(label="files", file_count="multiple", **hidden)
+    files.preprocess = _named
     outputs = [gr.Dataframe(label="rows", **hidden), gr.Textbox(label="csv", **hidden)]
     gr.Button(**hidden).click(page.predict_batch, files, outputs, api_name="predict_batch")
 
 
 def _path(upload) -> str | None:
     return upload.path if upload else None
+
+
+def _named(uploads) -> list[tuple[str, str]]:
+    """The path and the own name of each, of which gradio leaves out letters that a path may not have everywhere."""
+    return [(upload.path, upload.orig_name or "") for upload in uploads or ()]
 
 
 def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Blocks:

@@ -117,17 +117,18 @@ class Page:
         return stage.clip_stage(self.model.predictor, frames, answers, self.texts)
 
     def see_many(
-        self, files: list[str] | None, folder: list[str] | None, labels: str | None, progress=PROGRESS
+        self, files: list[tuple[str, str]], folder: list[tuple[str, str]], labels: str | None, progress=PROGRESS
     ) -> tuple[str, str, pd.DataFrame | None]:
-        """Many files: what there is to say of them together, pictures of the first, and a row for each."""
-        files = [*(files or []), *(folder or [])]
+        """Many files (path, name): what there is to say of them together, pictures of the first, and a row for each."""
+        files = files + folder
         if not files:
             return stage.refusal(self.texts("many.none")), "", None
         try:
             truth = many.read_labels(labels, self.model.predictor.labels) if labels else None
         except InputError as reason:
             return stage.refusal(str(reason)), "", None
-        found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
+        named = many.named_files(*zip(*files, strict=True))
+        found = list(progress.tqdm(many.examine(self.model.batches, named), unit="image"))
         rows = [each.row for each in found]
         agreed, refused = None, ""
         try:
@@ -186,7 +187,7 @@ class Page:
         said = str(describe(predictor, found, self.texts, label))
         return probabilities, overlay(picture, found.saliency), said, answer
 
-    def predict_batch(self, files: list[str]) -> tuple[pd.DataFrame, str]:
+    def predict_batch(self, files: list[tuple[str, str]]) -> tuple[pd.DataFrame, str]:
         """Classify many chest images, DICOM files, clips, or zip files of them. Not for medical use.
 
         Args:
@@ -198,5 +199,6 @@ class Page:
         """
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
-        rows = [each.row for each in many.examine(self.model.batches, many.named_files(files))]
+        named = many.named_files(*zip(*files, strict=True))
+        rows = [each.row for each in many.examine(self.model.batches, named)]
         return pd.DataFrame(rows), many.to_csv(rows)

@@ -11,7 +11,7 @@ def ask(address: str, name: str, data: bytes, api: str = "predict", **more) -> l
     """Upload a file and ask /predict or /predict_batch over plain HTTP; raises ValueError with what is refused."""
     with httpx.Client(base_url=f"{address}/gradio_api", timeout=60) as http:
         path = http.post("/upload", files={"files": (name, data)}).raise_for_status().json()[0]
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
         given = [file, "", ""] if api == "predict" else [[file]]
         event = http.post(f"/call/{api}", json={"data": given}).raise_for_status().json()["event_id"]
         kind, answer = http.get(f"/call/{api}/{event}").text.strip().split("\n")[-2:]
