@@ -12,6 +12,7 @@ from space.errors import InputError
 from tests.conftest import ROOT
 from tests.images import copy_of, speckle, write_table
 from training import audit
+from training.audit_page import write_page
 from training.sources import load_data
 
 
@@ -165,3 +166,14 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write .*file/audit"):
         audit.main([str(tmp_path / "data"), "--output", str(tmp_path / "file" / "audit")])
+
+
+def test_the_bar_of_every_class_is_to_be_seen(tmp_path):
+    classes = {f"class {number}": 1 for number in range(12)}
+    data = {"images": 12, "classes": classes, "sites": {"A": classes}, "groups": 12, "groups_with_copies_joined": 12}
+    report = {"data": {"x": data | {"largest_groups": {}}}, "duplicates": {"exact": {}, "near": {}}}
+    report |= {"confounds": {}, "labels": {}}
+    write_page(tmp_path / "audit.html", report, None)
+    opacities = re.findall(r'style="opacity: (\S+);', (tmp_path / "audit.html").read_text())
+    assert len(opacities) == 12
+    assert all(0.1 < float(opacity) <= 1 for opacity in opacities)
