@@ -116,15 +116,24 @@ def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
 
     labels: of the model. Raises InputError when there are others, or two for one name.
     """
+    wanted = ("path", "file_name", "label")
     try:
-        table = pd.read_csv(path, dtype=str, na_filter=False, skipinitialspace=True)
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            na_filter=False,
+            skipinitialspace=True,
+            index_col=False,
+            usecols=lambda name: name in wanted,
+        )
     except (ValueError, OSError):
         table = pd.DataFrame()
-    names = next((column for column in ("path", "file_name") if column in table), None)
+    names = next((column for column in wanted[:2] if column in table), None)
     if names is None or "label" not in table:
         raise InputError("the file of labels is no CSV file with the columns path and label")
     truth: dict[str, str] = {}
-    for name, label in zip(table[names].str.strip(), table["label"].str.strip(), strict=True):
+    paths = table[names].str.strip().str.replace("\\", "/")  # as Windows writes them
+    for name, label in zip(paths, table["label"].str.strip(), strict=True):
         if label and label not in labels:
             raise InputError(
                 f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}: "

@@ -97,6 +97,13 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(tmp_path, columns, rows,
         many.agreement(rows, LABELS, many.read_labels(tmp_path / "labels.csv", LABELS))
 
 
+@pytest.mark.parametrize("text", ["scans\\a.png,sick\n", "a.png,sick,\n", "scans/a.png,sick,looks odd\n"])
+def test_labels_as_other_programs_write_them_are_found(tmp_path, text):
+    (tmp_path / "labels.csv").write_text(f"path,label\n{text}")
+    truth = many.read_labels(tmp_path / "labels.csv", LABELS)
+    assert many.agreement([row("a.png", "sick", 0.9)], LABELS, truth).counts == {("sick", "sick"): 1}
+
+
 def test_names_that_repeat_in_several_folders_are_told_apart_by_these(tmp_path):
     (tmp_path / "labels.csv").write_text(
         "path,label\nnormal/1.png, normal\nnormal/2.png,normal \n"
