@@ -34,15 +34,22 @@ def compare(
 
     Of each model: its numbers from the metric, its probabilities (images, classes) and the classes that it calls;
     groups are names or numbers. Returns {"difference": {name: value}, "ci95": {name: [low, high]}, "roc_auc_p": the p
-    value of `delong`}; None where the images do not define a number.
+    value of `delong`}; None where the images do not define a number. One group tells nothing of others: the interval of
+    a number that rests on it alone is [-1, 1].
     """
     groups = np.unique(groups, return_inverse=True)[1]
     drawn = [bootstrap(p, truth, d, groups, draws, seed) for p, d in zip(probabilities, decided, strict=True)]
+    last = truth == probabilities[0].shape[1] - 1
+    sick, well = (len(np.unique(groups[kind])) for kind in (last, ~last))
+    behind = dict.fromkeys(COMPARED, groups.max() + 1) | {"sensitivity": sick, "specificity": well}
+    behind |= dict.fromkeys(("balanced_accuracy", "roc_auc", "average_precision"), min(sick, well))
     one, other = results
     defined = {name for name in COMPARED if one[name] is not None and other[name] is not None}
     told = {
         "difference": {name: one[name] - other[name] if name in defined else None for name in COMPARED},
-        "ci95": {name: interval(drawn[0][name] - drawn[1][name]) for name in COMPARED},
+        "ci95": {
+            name: [-1.0, 1.0] if behind[name] == 1 else interval(drawn[0][name] - drawn[1][name]) for name in COMPARED
+        },
         "roc_auc_p": None,
     }
     if probabilities[0].shape[1] == 2 and "roc_auc" in defined:

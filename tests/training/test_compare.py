@@ -66,3 +66,16 @@ def test_a_model_is_no_better_than_itself():
     assert set(told["difference"].values()) == {0.0}
     assert told["ci95"]["roc_auc"] == [0.0, 0.0]
     assert told["roc_auc_p"] == 1.0
+
+
+def test_one_patient_does_not_tell_which_model_is_better_for_others():
+    truth, score = np.repeat([1, 0], [2, 4]), np.array([0.9, 0.4, 0.2, 0.6, 0.1, 0.3])
+    probabilities = [np.c_[1 - each, each] for each in (score, 1 - score)]
+    decided, groups = [each.argmax(1) for each in probabilities], np.array([0, 0, 1, 1, 2, 2])
+    for patients, names in ((groups, ["sensitivity", "roc_auc"]), (groups * 0, ["accuracy", "brier", "ece"])):
+        results = [
+            load_metric().compute(predictions=each, references=truth, groups=patients, draws=0)
+            for each in probabilities
+        ]
+        told = compare(results, probabilities, decided, truth, patients)
+        assert [told["ci95"][name] for name in names] == [[-1, 1]] * len(names)
