@@ -17,13 +17,15 @@ TEMPLATES = Path(__file__).parent
 def write_report(folder: Path) -> None:
     """Render report.html from the files of a model folder, its pictures inside, and eval/comparison.png.
 
+    Of a model that comes from the Hub those pictures may not be there that show images of its data.
     A page without real images says so, by <meta name="synthetic" content="yes">.
     """
     told = gather(folder)
     plots.save(folder / "eval" / "comparison.png", plots.comparison(told["evaluations"]))
 
-    def picture(name: str) -> str:
-        return base64.b64encode((folder / "eval" / f"{name}.png").read_bytes()).decode()
+    def picture(name: str) -> str | None:
+        file = folder / "eval" / f"{name}.png"
+        return base64.b64encode(file.read_bytes()).decode() if file.is_file() else None
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     page = environment.get_template("report.html").render(picture=picture, of_a_hundred=of_a_hundred, **told)

@@ -29,6 +29,15 @@ def test_a_report_with_one_evaluation_of_real_images_is_not_marked_as_synthetic(
     assert SYNTHETIC not in (model / "report.html").read_text()
 
 
+def test_a_model_that_came_without_pictures_of_its_images_has_a_report(small_model, tmp_path):
+    """As one of real images comes from the Hub."""
+    model = shutil.copytree(small_model, tmp_path / "m", ignore=shutil.ignore_patterns("test_gallery.png"))
+    write_report(model)
+    page = (model / "report.html").read_text()
+    assert page.count('<img class="wide"') == 1 + 2 * 3
+    assert page.count("<figcaption>") == page.count("they were not published with the model") == 1
+
+
 def test_the_report_says_the_figures_in_words(small_model):
     page = " ".join((small_model / "report.html").read_text().split())
     for name in ("test", "external"):
