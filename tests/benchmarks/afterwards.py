@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -22,6 +23,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from space.images import load_image
 from space.predictor import Predictor
 from training.measure import predict_rows
 from training.metric.bootstrap import calibration_error
@@ -78,10 +80,11 @@ def with_statistics_of(predictor: Predictor, images: list[Image.Image]) -> np.nd
 def new_statistics(model: Path, rows: Dataset, sites: bool) -> np.ndarray:
     """Log odds of rows with the statistics of all of them, or of those of the same site."""
     place = np.asarray(rows["site"] if sites else [""] * len(rows))
+    sources = rows.cast_column("image", datasets.Image(decode=False))["image"]
     odds = np.empty(len(rows))
     for site in np.unique(place):
         here = np.flatnonzero(place == site)
-        odds[here] = with_statistics_of(Predictor(model), rows.select(here)["image"][:])
+        odds[here] = with_statistics_of(Predictor(model), [load_image(sources[index]) for index in here])
     return odds
 
 
