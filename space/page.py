@@ -156,9 +156,11 @@ class Page:
             method: how the overlay is made: cam, grad_cam, integrated_gradients or occlusion; empty: the best one
 
         Returns:
-            label: the class with the highest probability, and the calibrated probability of each; overlay: the image
-            with what speaks for the class; said: the answer in words; answer: prediction (empty where the model
-            abstains), probabilities, threshold, abstained, distance (above 1: unlike the training images)
+            label: the class with the highest probability, and the calibrated probability of each
+            overlay: the image with what speaks for the class
+            said: the answer in words
+            answer: prediction (empty where it abstains), probabilities, threshold, abstained
+            distance in answer: above 1 where the image is unlike the training images
         """
         predictor = self.model.predictor
         if shown and shown not in predictor.labels:
@@ -194,8 +196,8 @@ class Page:
             files: the files; of a clip the mean of its frames is answered, a zip or tar counts as what it holds
 
         Returns:
-            rows: for each file in order path, group, prediction, probability_LABEL of each class, threshold, abstained
-            and error; csv: the same as the text of a CSV file
+            rows: for each file in order path, group, prediction, probability_LABEL, threshold, abstained and error
+            csv: the same as the text of a CSV file
         """
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
