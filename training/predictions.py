@@ -49,11 +49,11 @@ class Predictions:
             whole = 0
             if resume and self.file.exists():
                 lines = _whole_lines(self.file)
-                if (line := next(lines, None)) is not None:
-                    self._require_same(json.loads(line), told)
-                    whole = len(line)
-                for line in lines:
-                    whole += len(line)
+                if head := next(lines, None):
+                    self._require_same(head[0], told)
+                    whole = head[1]
+                for _, length in lines:
+                    whole += length
                     self.done += 1
             self._lines = open(self.file, "r+b" if whole else "wb")  # noqa: SIM115  closed by __exit__
             self._lines.truncate(whole)  # what was cut short is predicted again
@@ -76,8 +76,8 @@ class Predictions:
 
     def __iter__(self) -> Iterator[dict]:
         """The rows that there are, as they were added."""
-        for line in islice(_whole_lines(self.file), 1, None):
-            yield dict(zip(self.columns, json.loads(line), strict=True))
+        for row, _ in islice(_whole_lines(self.file), 1, None):
+            yield dict(zip(self.columns, row, strict=True))
 
     def finish(self, head: bool = True) -> None:
         """Write the output, which is a whole file of its format; head: a CSV file begins with the names of columns."""
@@ -154,10 +154,13 @@ def _unfinished(output: Path) -> Path:
     return output.with_name(f".{output.name}.unfinished")
 
 
-def _whole_lines(file: Path) -> Iterator[bytes]:
-    """Lines of JSON up to the first that is cut short."""
+def _whole_lines(file: Path) -> Iterator[tuple[dict | list, int]]:
+    """What each line of JSON tells, and its bytes, up to the first that is cut short or was lost with the power."""
     with open(file, "rb") as lines:
         for line in lines:
             if not line.endswith(b"\n"):
                 return
-            yield line
+            try:
+                yield json.loads(line), len(line)
+            except ValueError:
+                return

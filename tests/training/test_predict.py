@@ -18,6 +18,7 @@ from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.fits import weights
 from training import predict
+from training.predictions import Predictions
 
 
 def rows_of(file):
@@ -370,3 +371,17 @@ def test_intervals_of_the_report_are_over_the_groups_that_either_table_knows():
     ]
     truth = {os.path.abspath(f"{n}.png"): ("sick", "patient-0" if n > 9 else "") for n in range(12)}
     assert predict.report(rows, ["normal", "sick"], truth)["groups"] == 4
+
+
+def test_rows_from_the_first_that_the_power_took_on_are_predicted_again(tmp_path):
+    output, run = tmp_path / "out.csv", {"model": "m"}
+    with Predictions(output, run, ["path"]) as rows:
+        for path in ("a", "b", "c"):
+            rows.add({"path": path})
+    head, a, _, c = rows.file.read_bytes().splitlines(keepends=True)
+    for content, left in ((head + a + b"\0\0\0\n" + c, ["a"]), (b"\0\0\0\n" + a + c, [])):
+        rows.file.write_bytes(content)
+        with Predictions(output, run, ["path"], resume=True) as again:
+            assert again.done == len(left)
+            again.add({"path": "z"})
+            assert [row["path"] for row in again] == [*left, "z"]
