@@ -144,7 +144,7 @@ def _path(upload) -> str | None:
 
 def _named(uploads) -> list[tuple[str, str]]:
     """The path and the own name of each, of which gradio leaves out letters that a path may not have everywhere."""
-    return [(upload.path, upload.orig_name or "") for upload in uploads or ()]
+    return [(upload.path, upload.orig_name or Path(upload.path).name) for upload in uploads or ()]
 
 
 def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Blocks:

@@ -24,8 +24,8 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
     source is a path, the bytes of a file, or the {"path", "bytes"} of an undecoded `datasets` image, which may be on
     the Hub. The EXIF orientation is applied; more than 8 bits of grey are scaled by the range that the image uses,
     where Pillow's own conversion would clip them to white; of 16 bits in colour, or beside transparency, Pillow gives
-    the upper 8; of an animation or a DICOM file the first frame is taken. All but such grey
-    and DICOM files have the pixels that transformers' pipeline() sees.
+    the upper 8; of an animation or a DICOM file the first frame is taken. All but such grey and DICOM files have the
+    pixels that transformers' pipeline() sees.
 
     Raises InputError, without the path, when it cannot be read, is no image, is cut short, or is too large.
     """

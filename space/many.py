@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -41,31 +41,28 @@ class Agreement(NamedTuple):
     auc: float | None
 
 
-def named_files(paths: Sequence[str], names: Sequence[str] = ()) -> Iterator[tuple[str, Path | dict | InputError]]:
-    """Uploaded files by their names, archives as what they hold; after MOST_FILES only the line that there are more.
-
-    names: what they are called, by default, or where one is empty, as in their paths.
-    """
-    named = zip_longest(map(Path, paths), names, fillvalue="")
-    given = (pair for path, name in named for pair in _contents(path, name or path.name))
+def named_files(uploads: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Path | dict | InputError]]:
+    """Uploaded files (path, name) by their names, archives as what they hold; after MOST_FILES only the line that there
+    are more."""
+    given = (pair for path, name in uploads for pair in _contents(Path(path), name))
     yield from islice(given, MOST_FILES)
     if (left := next(given, None)) is not None:
         yield left[0], InputError(f"this and what follows is left out: {MOST_FILES:,} files are answered at once")
 
 
-def _contents(path: Path, called: str) -> Iterator[tuple[str, Path | dict | InputError]]:
+def _contents(path: Path, name: str) -> Iterator[tuple[str, Path | dict | InputError]]:
     if not is_archive(path):
-        yield called, path
+        yield name, path
         return
     empty = True
     try:
-        for name, content in read_archive(path, MOST_BYTES):
+        for member, content in read_archive(path, MOST_BYTES):
             empty = False
-            yield name, content if isinstance(content, InputError) else {"path": name, "bytes": content}
+            yield member, content if isinstance(content, InputError) else {"path": member, "bytes": content}
         if empty:
             raise InputError("the archive holds no image, DICOM file or clip")
     except InputError as reason:
-        yield called, reason
+        yield name, reason
 
 
 def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputError]]) -> Iterator[Found]:

@@ -127,8 +127,7 @@ class Page:
             truth = many.read_labels(labels, self.model.predictor.labels) if labels else None
         except InputError as reason:
             return stage.refusal(str(reason)), "", None
-        named = many.named_files(*zip(*files, strict=True))
-        found = list(progress.tqdm(many.examine(self.model.batches, named), unit="image"))
+        found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
         rows = [each.row for each in found]
         agreed, refused = None, ""
         try:
@@ -201,6 +200,5 @@ class Page:
         """
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
-        named = many.named_files(*zip(*files, strict=True))
-        rows = [each.row for each in many.examine(self.model.batches, named)]
+        rows = [each.row for each in many.examine(self.model.batches, many.named_files(files))]
         return pd.DataFrame(rows), many.to_csv(rows)

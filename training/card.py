@@ -145,8 +145,7 @@ def _parts(split: pd.DataFrame, labels: list[str]) -> list[dict]:
 
 
 def plain(name: str) -> str:
-    """A name, or a line that holds one, as it stands in Markdown, where a pipe or a new line would end the
-    cell of a table."""
+    """A name, or a line that holds one, as it stands in Markdown, where a pipe or a new line would end a cell."""
     return " ".join(name.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -209,7 +209,7 @@ def simulate(
 
 
 def outline(anatomy: Anatomy, probe: Probe, rng: np.random.Generator, size: int = 400) -> np.ndarray:
-    """The mask alone that `simulate` gives, in a third of its time; rng is left as that leaves it."""
+    """The mask that `simulate` gives, without drawing the frame; rng is left as that leaves it."""
     _noise(rng)
     depth, _, u, pleura = _beams(anatomy, probe)
     mask, _ = _draw_signs(anatomy, *np.zeros((2, SAMPLES, BEAMS), np.float32), depth, u, pleura)

@@ -27,7 +27,7 @@ def scans(tmp_path):
     with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
         archive.write(tmp_path / "one.png", "deep/two.png")
         archive.write(write_clip(tmp_path / "clip.mp4", 9), "clip.mp4")
-    return [str(tmp_path / name) for name in ("one.png", "broken.png", "scans.zip")]
+    return [(str(tmp_path / name), name) for name in ("one.png", "broken.png", "scans.zip")]
 
 
 def test_archives_count_as_what_they_hold_and_broken_files_are_listed(model, scans):
@@ -43,7 +43,7 @@ def test_an_archive_without_pictures_has_that_reason(model, tmp_path):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             if name == "text.zip":
                 archive.writestr("readme.txt", "text")
-        (found,) = many.examine(model.batches, many.named_files([str(tmp_path / name)]))
+        (found,) = many.examine(model.batches, many.named_files([(str(tmp_path / name), name)]))
         assert (found.row["path"], found.row["error"]) == (name, "the archive holds no image, DICOM file or clip")
 
 
