@@ -23,7 +23,7 @@ from training.processes import require_processes
 
 RECIPES = Path(__file__).parent / "recipes"
 LEAST = {  # that a number may be
-    **dict.fromkeys(("data_seed", "learning_rate", "head_learning_rate", "mixup", "cutmix", "views"), 0),
+    **dict.fromkeys(("data_seed", "learning_rate", "head_learning_rate", "mixup", "cutmix", "sam_rho", "views"), 0),
     "dataloader_num_workers": 0,
     "early_stopping_patience": 1,
     "gradient_accumulation_steps": 1,
@@ -63,11 +63,11 @@ class DataArguments:
     also: str | None = field(
         default=None, metadata={"help": "DATA that is trained on besides, and nothing else, such as phantom?sites=120"}
     )
-    balance: Literal["none", "undersample", "oversample", "class_weight", "sampler"] = field(
+    balance: Literal["none", "undersample", "oversample", "class_weight", "sampler", "sites"] = field(
         default="none",
         metadata={
             "help": "undersample: as many images of each class as of the rarest; oversample: repeat the rarer ones; "
-            "class_weight: weigh the loss; sampler: draw the classes equally often"
+            "class_weight: weigh the loss; sampler: draw the classes equally often; sites: and within a class the sites"
         },
     )
     balance_scope: Literal["train", "all"] = field(
@@ -177,6 +177,9 @@ class TrainingArguments(transformers.TrainingArguments):
     cutmix: float = field(default=0.0, metadata={"help": "alpha of cutmix; 0: none; with mixup, one of both a batch"})
     ema_decay: float = field(
         default=0.0, metadata={"help": "measure and keep weights averaged by this decay a step, such as 0.99; 0: none"}
+    )
+    sam_rho: float = field(
+        default=0.0, metadata={"help": "step by the gradient found so far uphill, such as 0.05, in two passes; 0: none"}
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "stays false: a loss that is no number stops"}

@@ -89,22 +89,22 @@ class RowGroups:
 class EpochSampler(Sampler):
     """The keys of one epoch in their order.
 
-    labels: (rows,) ints. balanced: draw the classes equally often, with repetition. views: how many augmented views of
-    an image there are, one after the other; 0 for a new one in every epoch. multiple: fill up to a multiple of this
+    shares: (rows,), how likely each row is whenever one is drawn; None for each once. views: how many augmented views
+    of an image there are, one after the other; 0 for a new one in every epoch. multiple: fill up to a multiple of this
     number of keys, so that several processes have as many each and still count every image once. row_groups: by which
     images are fetched.
     """
 
     def __init__(
         self,
-        labels: np.ndarray,
+        rows: int,
         seed: int,
-        balanced: bool = False,
+        shares: np.ndarray | None = None,
         views: int = 0,
         multiple: int = 1,
         row_groups: RowGroups | None = None,
     ):
-        self.labels, self.seed, self.balanced, self.views, self.multiple = labels, seed, balanced, views, multiple
+        self.rows, self.seed, self.shares, self.views, self.multiple = rows, seed, shares, views, multiple
         self.row_groups, self.epoch = row_groups, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -112,15 +112,11 @@ class EpochSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.multiple) * self.multiple
+        return -(-self.rows // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
-        rng, rows = np.random.default_rng([self.seed, self.epoch]), len(self.labels)
-        if self.balanced:
-            shares = 1 / np.bincount(self.labels)[self.labels]
-            order = rng.choice(rows, rows, p=shares / shares.sum())
-        else:
-            order = rng.permutation(rows)
+        rng, rows = np.random.default_rng([self.seed, self.epoch]), self.rows
+        order = rng.permutation(rows) if self.shares is None else rng.choice(rows, rows, p=self.shares)
         if self.row_groups:
             order = self.row_groups.in_turn(self.row_groups.draw_near(order, rng))
         view = self.epoch % self.views if self.views else self.epoch

@@ -123,6 +123,24 @@ def oversample(paths: Sequence[str], labels: Sequence[int], seed: int = 0) -> li
     )
 
 
+def draw_shares(rows: Dataset, balance: str) -> np.ndarray | None:
+    """How often each image is drawn, (rows,) of sum 1, where `balance` is sampler or sites; None for each once.
+
+    sampler: all images of a class alike, and the classes equally often. sites: within a class the sites equally often,
+    and within a site a group of n images sqrt(n) times as often as one of a single image.
+    """
+    if balance not in ("sampler", "sites"):
+        return None
+    names = ["label", "site", "merged"] if balance == "sites" else ["label"]
+    table = rows.select_columns(names).to_pandas()
+    share = pd.Series(1.0, table.index)
+    if balance == "sites":
+        share /= np.sqrt(table.groupby("merged")["merged"].transform("size"))
+        share /= share.groupby([table["label"], table["site"]]).transform("sum")
+    share /= share.groupby(table["label"]).transform("sum")
+    return (share / share.sum()).to_numpy()
+
+
 def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[int, list[int]]:
     of_class = defaultdict(list)
     for index in sorted(range(len(paths)), key=lambda index: _rank(seed, paths[index])):

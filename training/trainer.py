@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,20 +30,31 @@ from training.ema import average_weights
 from training.examples import EpochSampler, Examples, RowGroups
 from training.features import PIECE, Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
+from training.sharpness import sharpness_aware
+from training.split import draw_shares
 from training.stages import parameter_groups, recompute_stages
 
 
 class ClassifierTrainer(Trainer):
     """Trains a classifier of images, or the head of a frozen one on features.
 
-    labels: (train rows,) ints. balance: as in DataArguments. Training stops with InputError when the loss is no number
+    rows: how many the train part has. weights: (classes,), of each class in the loss. shares: (rows,), how likely each
+    row is whenever one is drawn; None for each once an epoch. Training stops with InputError when the loss is no number
     or a checkpoint cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
     """
 
-    def __init__(self, *, model, args: TrainingArguments, labels: np.ndarray, classes: int, balance: str, **settings):
-        self.labels, self.classes, self.balanced = labels, classes, balance == "sampler"
+    def __init__(
+        self,
+        *,
+        model,
+        args: TrainingArguments,
+        rows: int,
+        weights: torch.Tensor,
+        shares: np.ndarray | None = None,
+        **settings,
+    ):
+        self.rows, self.classes, self.shares = rows, len(weights), shares
         self.last_loss: tuple[torch.Tensor, int, float] | None = None  # with its step and learning rate
-        weights = class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes)
         if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
             recompute_stages(model)
             args.activation_checkpointing = False
@@ -56,6 +68,8 @@ class ClassifierTrainer(Trainer):
             )
         except (ImportError, ValueError) as error:  # of settings that exclude each other
             raise InputError(" ".join(str(error).split())) from error
+        if args.sam_rho and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(f"sam_rho: found {args.sam_rho} with weights spread over processes, expected 0 there")
         if self.is_fsdp_enabled:
             model.get_input_embeddings = lambda: None  # accelerate asks for them, and of many networks that raises
             model.to(memory_format=torch.contiguous_format)  # nothing else can be spread over processes
@@ -103,7 +117,7 @@ class ClassifierTrainer(Trainer):
         batch = self.args.per_device_train_batch_size
         multiple = self.args.world_size * batch if self.args.world_size > 1 else 1
         row_groups = self._row_groups(self.train_dataset, batch)
-        sampler = EpochSampler(self.labels, seed, self.balanced, self.args.views, multiple, row_groups)
+        sampler = EpochSampler(self.rows, seed, self.shares, self.args.views, multiple, row_groups)
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -146,13 +160,6 @@ class ClassifierTrainer(Trainer):
                 f"{self.args.lr_scheduler_kwargs or {}}: {error}"
             ) from error
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if model.training and (self.args.mixup or self.args.cutmix):
-            inputs["pixel_values"], inputs["labels"] = mix(
-                inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
-            )
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
     def _run_epoch(self, *args, **settings) -> None:
         if any(
             each.early_stopping_patience_counter >= each.early_stopping_patience
@@ -163,7 +170,13 @@ class ClassifierTrainer(Trainer):
             super()._run_epoch(*args, **settings)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.mixup or self.args.cutmix:
+            pixels, labels = mix(
+                inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
+            )
+            inputs = inputs | {"pixel_values": pixels, "labels": labels}
+        step = partial(super().training_step, model, inputs, num_items_in_batch)
+        loss = sharpness_aware(model, self.args.sam_rho, step) if self.args.sam_rho else step()
         self._require_last_loss()
         self.last_loss = loss, self.state.global_step + 1, self._get_learning_rate()
         return loss
@@ -250,14 +263,16 @@ def make_trainer(
         args.per_device_eval_batch_size = max(args.per_device_eval_batch_size, PIECE)
     elif model_args.head == "mlp":
         args.ddp_find_unused_parameters = True  # the pooler of ViT and the last norm of ConvNeXT, which it passes over
+    classes = parts["train"].features["label"].num_classes
+    labels = np.asarray(parts["train"]["label"])
     return ClassifierTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=validation,
-        labels=np.asarray(parts["train"]["label"]),
-        classes=parts["train"].features["label"].num_classes,
-        balance=balance,
+        rows=len(labels),
+        weights=class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes),
+        shares=draw_shares(parts["train"], balance),
         processing_class=processor,
         callbacks=list(callbacks),
     )

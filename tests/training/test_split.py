@@ -1,10 +1,13 @@
 from collections import Counter, defaultdict
 
 import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.split import PARTS, assign_parts, oversample, undersample
+from training.split import PARTS, assign_parts, draw_shares, oversample, undersample
 
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.16}
 
@@ -120,3 +123,36 @@ def test_oversampling_repeats_the_rarer_class_as_evenly_as_can_be():
     repeats = Counter(index for index in taken if labels[index] == 1)
     assert set(repeats.values()) == {2, 3}
     assert set(taken) == set(range(50))
+
+
+images = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from(["A", "B", ""]), st.integers(0, 4)), min_size=2, max_size=60
+).filter(lambda rows: {label for label, _, _ in rows} == {0, 1})
+
+
+def table_of(rows) -> Dataset:
+    labels, sites, _ = zip(*rows, strict=True)
+    groups = [f"{site}{label}{patient}" for label, site, patient in rows]
+    return Dataset.from_dict({"label": labels, "site": sites, "merged": groups})
+
+
+@given(images)
+@settings(deadline=None)
+def test_classes_are_drawn_equally_often_and_within_a_class_its_sites(rows):
+    table = table_of(rows).to_pandas()
+    for balance in ("sampler", "sites"):
+        share = pd.Series(draw_shares(table_of(rows), balance))
+        assert (share > 0).all()
+        assert share.groupby(table["label"]).sum().to_numpy() == pytest.approx([0.5, 0.5])
+    for label, of_sites in share.groupby([table["label"], table["site"]]).sum().groupby("label"):
+        assert of_sites.to_numpy() == pytest.approx(0.5 / len(of_sites)), label
+
+
+def test_within_a_site_many_frames_of_a_patient_have_less_of_a_say():
+    share = draw_shares(table_of([(0, "A", 0)] * 9 + [(0, "A", 1), (1, "A", 0)]), "sites")
+    assert share[:9].sum() == pytest.approx(3 * share[9])
+    assert len(set(share[:9])) == 1
+
+
+def test_without_a_draw_every_image_is_seen_once():
+    assert draw_shares(table_of([(0, "A", 0), (1, "A", 1)]), "class_weight") is None

@@ -280,9 +280,10 @@ def test_a_place_that_cannot_be_written_is_one_line_at_the_start_and_at_the_end(
 
 
 def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
-    """Also with a last step that is not full; and they count every validation image once."""
+    """Also with a last step that is not full and by sharpness-aware steps; they count every validation image once."""
     command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--bf16", "false", "--balance", "class_weight", "--balance_scope", "train"]
+    command += ["--sam_rho", "0.05"]
     config = str(RECIPES / "accelerate" / "cpu.yaml")
     launched = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "training.train", *command]

@@ -40,7 +40,7 @@ def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema_decay": 0.8, "mixup": 0.4, "cutmix": 1.0},
+        {"ema_decay": 0.8, "mixup": 0.4, "cutmix": 1.0, "sam_rho": 0.05},
         {
             "lr_scheduler_type": "reduce_lr_on_plateau",
             "lr_scheduler_kwargs": {"mode": "min", "patience": 0},
@@ -48,7 +48,7 @@ def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
             "greater_is_better": True,  # a falling loss counts as getting worse
         },
     ],
-    ids=["averaging and mixing", "plateau and early stopping"],
+    ids=["averaging, mixing and looking uphill", "plateau and early stopping"],
 )
 def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, settings):
     settings |= {"num_train_epochs": 4, "lr_scheduler_type": settings.get("lr_scheduler_type", "cosine")}
