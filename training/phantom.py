@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm.auto import tqdm
 
+from training.anatomy import FINDINGS, draw_anatomy
 from training.phantom_sites import Look, Site, draw_site, draw_varied_anatomy
-from training.ultrasound import FINDINGS, Probe, draw_anatomy, outline, simulate
+from training.ultrasound import Probe, outline, simulate
 
 COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic", "license")
 MOST_FRAMES = 6  # of one patient

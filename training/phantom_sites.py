@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.ultrasound import Anatomy, Lesion, draw_anatomy, waviness
+from training.anatomy import Anatomy, Lesion, draw_anatomy, waviness
 
 Range = tuple[float, float]
 FRAMES = {"normal": 1, "sick": 1}  # of each site: rather more sites than more frames

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from training.anatomy import FINDINGS, draw_anatomy
 from training.phantom import SITES
-from training.ultrasound import FINDINGS, Probe, draw_anatomy, outline, simulate
+from training.ultrasound import Probe, outline, simulate
 
 
 def probe(geometry: str) -> Probe:
