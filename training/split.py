@@ -33,9 +33,11 @@ def require_test_part(rows: Dataset, args: DataArguments) -> None:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
         if strange := sorted({value for value in rows["split"] if value and value.lower() not in PART_OF}):
             raise InputError(f"{args.data}: found split {strange[0]!r}; expected {', '.join(PARTS)}, or nothing")
-    if args.test_site and args.test_site not in rows["site"]:
+    if args.test_site and not {args.test_site} < set(rows["site"]):
         sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"
-        raise InputError(f"test_site {args.test_site}: found the sites {sites} among the images of home")
+        raise InputError(
+            f"test_site {args.test_site}: found the sites {sites} among the images of home; expected it and another"
+        )
 
 
 def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
