@@ -101,7 +101,7 @@ METHODS = {
     "the same, averaged weights": BEST | {"ema_decay": 0.99},
     "the same, mixup": BEST | {"mixup": 0.4},
     "the same, shadows": BEST | {"augment": "shadowed"},
-    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},  # ultrasound.yaml, at 128 pixels
+    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},
 }
 
 

@@ -93,8 +93,8 @@ def test_other_patients_choose_the_checkpoint_of_each_fold_so_that_all_are_train
         ({"labels": ["normal", "covid", "sick"]}, "found images of normal, sick only, expected normal, covid, sick"),
         ({"split_by": "column", "folds": 4}, "found split_by: column and folds; expected one of them"),
         ({"test_site": "A", "folds": 4}, "found test_site and folds; expected one"),
-        ({"test_site": "B", "sites": ["A"]}, "test_site B: found the sites A among the images of home; expected it and"),
-        ({"test_site": "A", "sites": ["A"]}, "test_site A: found the sites A among the images of home; expected it and"),
+        ({"test_site": "B", "sites": ["A"]}, "test_site B: found the sites A among the images of home; expected"),
+        ({"test_site": "A", "sites": ["A"]}, "test_site A: found the sites A among the images of home; expected"),
         ({"test_site": "Z"}, "found no site Z; the sites are A, B, C"),
     ],
 )
