@@ -74,12 +74,13 @@ COMMON = {
     "report_to": "none",
     "disable_tqdm": True,
 }
-MANY = "phantom of many sites"  # stands for a model of it
+MANY, SHARP = "phantom of many sites", "phantom of many sites, sharpness-aware"  # stand for models of it
 ULTRASOUND = AUGMENTATIONS["ultrasound"]
 AUGMENTATIONS["strong"] = tuple(change for change in ULTRASOUND if change not in (cut, curve))
 AUGMENTATIONS["restyled"] = (*ULTRASOUND[:2], restyle, *ULTRASOUND[2:])
 AUGMENTATIONS["shadowed"] = (*ULTRASOUND[:6], shadow, *ULTRASOUND[6:])
 PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_rate": 3e-4}
+STARTS = {MANY: PRETRAIN, SHARP: PRETRAIN | {"sam_rho": 0.05}}
 BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}
 METHODS = {
     "hand-made features, linear": {"features": "hand-made"},
@@ -102,6 +103,8 @@ METHODS = {
     "the same, mixup": BEST | {"mixup": 0.4},
     "the same, shadows": BEST | {"augment": "shadowed"},
     "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},
+    # ultrasound.yaml, at 128 pixels
+    "the same, sharpness-aware, sites": BEST | {"model_name_or_path": SHARP, "sam_rho": 0.05, "balance": "sites"},
 }
 
 
@@ -180,7 +183,7 @@ class Bench:
         else:
             folder = self.work / "models" / f"{method}-{fold}"
             if settings.get("model") == MANY:
-                folder = self.pretrained(fold)
+                folder = self.pretrained(MANY, fold)
             elif not folder.exists():
                 self.fit(settings, fold, parts, folder)
             predictor = Predictor(folder)
@@ -196,14 +199,14 @@ class Bench:
             tables[-1].to_csv(folder / "eval" / "external.csv", index=False)
             tables[0].assign(split="validation").to_csv(folder / "split.csv", index=False)
 
-    def pretrained(self, seed: int = 0) -> Path:
+    def pretrained(self, start: str, seed: int = 0) -> Path:
         """A model of many simulated sites; a fifth of them choose its threshold."""
-        folder = self.work / "models" / f"{MANY}-{seed}"
+        folder = self.work / "models" / f"{start}-{seed}"
         if not folder.exists():
             sites = np.asarray(self.many["site"])
             kept = np.isin(sites, sorted(set(sites))[seed::5])
             parts = {"train": np.flatnonzero(~kept), "validation": np.flatnonzero(kept)}
-            self.fit(PRETRAIN, seed, {name: self.many.select(rows) for name, rows in parts.items()}, folder)
+            self.fit(STARTS[start], seed, {name: self.many.select(rows) for name, rows in parts.items()}, folder)
         return folder
 
     @cached_property
@@ -212,9 +215,11 @@ class Bench:
         return load_data(shrink("phantom?sites=960", self.work / "many"))
 
     def _joined(self, home: Dataset, sites: int) -> Dataset:
-        """The home images and simulated ones of so many sites."""
+        """The home images and simulated ones of so many sites, which count as one."""
         simulated = load_data(shrink(f"phantom?sites={sites}", self.work / f"many-{sites}"))
-        columns = ["image", "label", "group", "site", "path"]
+        simulated = simulated.add_column("merged", list(simulated["group"])).remove_columns("site")
+        simulated = simulated.add_column("site", ["phantom"] * len(simulated))
+        columns = ["image", "label", "merged", "site", "path"]
         return concatenate_datasets([home.select_columns(columns), simulated.select_columns(columns)])
 
     def linear(self, kind: str, parts: dict[str, Dataset]):
@@ -262,8 +267,9 @@ class Bench:
         recipe |= COMMON | method
         names = parts["train"].features["label"].names
         also, base = recipe.pop("also", 0), recipe["model_name_or_path"]
-        if base == MANY:
-            recipe["model_name_or_path"] = str(self.pretrained())
+        balance = recipe.pop("balance", self.args.balance)
+        if base in STARTS:
+            recipe["model_name_or_path"] = str(self.pretrained(base))
         if also:
             parts = parts | {"train": self._joined(parts["train"], also)}
         recipe.pop("prepare", None)
@@ -273,7 +279,7 @@ class Bench:
         model, processor = load_base(model_args, names)
         if frozen:
             freeze_norms(model)
-        trainer = make_trainer(model, processor, parts, self.args.balance, model_args, args)
+        trainer = make_trainer(model, processor, parts, balance, model_args, args)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             trainer.train()
         if args.ema_decay:
