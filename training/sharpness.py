@@ -38,17 +38,22 @@ def _uphill(parameters: list[nn.Parameter], rho: float) -> Iterator[None]:
     gradients = [parameter.grad for parameter in moved]
     with torch.no_grad():
         torch._foreach_add_(moved, torch._foreach_mul(gradients, rho / (get_total_norm(gradients) + 1e-12)))
-    yield
-    with torch.no_grad():
-        torch._foreach_copy_(moved, kept)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(moved, kept)
 
 
 @contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
     """Batch norm by the statistics of the batch, as in training, but without running ones that learn of it."""
-    training = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
-    for norm in training:
+    norms = (each for each in model.modules() if isinstance(each, _BatchNorm))
+    learning = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in learning:
         norm.track_running_stats = False
-    yield
-    for norm in training:
-        norm.track_running_stats = True
+    try:
+        yield
+    finally:
+        for norm in learning:
+            norm.track_running_stats = True

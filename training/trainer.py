@@ -38,9 +38,9 @@ from training.stages import parameter_groups, recompute_stages
 class ClassifierTrainer(Trainer):
     """Trains a classifier of images, or the head of a frozen one on features.
 
-    rows: how many the train part has. weights: (classes,), of each class in the loss. shares: (rows,), how likely each
-    row is whenever one is drawn; None for each once an epoch. Training stops with InputError when the loss is no number
-    or a checkpoint cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
+    weights: (classes,), of each class in the loss. shares: (rows,), how likely each row of the train part is whenever
+    one is drawn; None for each once an epoch. Training stops with InputError when the loss is no number or a checkpoint
+    cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
     """
 
     def __init__(
@@ -48,12 +48,11 @@ class ClassifierTrainer(Trainer):
         *,
         model,
         args: TrainingArguments,
-        rows: int,
         weights: torch.Tensor,
-        shares: np.ndarray | None = None,
+        shares: np.ndarray | None,
         **settings,
     ):
-        self.rows, self.classes, self.shares = rows, len(weights), shares
+        self.classes, self.shares = len(weights), shares
         self.last_loss: tuple[torch.Tensor, int, float] | None = None  # with its step and learning rate
         if args.activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
             recompute_stages(model)
@@ -117,7 +116,7 @@ class ClassifierTrainer(Trainer):
         batch = self.args.per_device_train_batch_size
         multiple = self.args.world_size * batch if self.args.world_size > 1 else 1
         row_groups = self._row_groups(self.train_dataset, batch)
-        sampler = EpochSampler(self.rows, seed, self.shares, self.args.views, multiple, row_groups)
+        sampler = EpochSampler(len(self.train_dataset), seed, self.shares, self.args.views, multiple, row_groups)
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -270,7 +269,6 @@ def make_trainer(
         args=args,
         train_dataset=train,
         eval_dataset=validation,
-        rows=len(labels),
         weights=class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes),
         shares=draw_shares(parts["train"], balance),
         processing_class=processor,

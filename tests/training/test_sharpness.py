@@ -78,9 +78,7 @@ def test_running_statistics_are_those_of_one_pass_at_the_weights_themselves(netw
     network.zero_grad()
     sharpness_aware(network, RHO, backward)
     assert all(torch.equal(value, wanted[name]) for name, value in network[1].state_dict().items())
-    network.eval()
     assert network[1].track_running_stats
-    assert torch.equal(network(torch.zeros(1, 1, 6, 6)), network(torch.zeros(1, 1, 6, 6)))
 
 
 def test_norms_and_layers_that_are_frozen_stay_as_they_are(network):
@@ -90,6 +88,23 @@ def test_norms_and_layers_that_are_frozen_stay_as_they_are(network):
     sharpness_aware(network, RHO, backward_of(network, 1))
     assert network[0].weight.grad is None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_pass_that_fails_leaves_weights_and_norms_as_they_were(network):
+    """As when the memory is full, and Trainer goes on with smaller batches."""
+    backward, passes = backward_of(network, 1), []
+    before = {name: value.clone() for name, value in network.named_parameters()}
+
+    def fails():
+        passes.append(1)
+        if len(passes) == 2:
+            raise MemoryError
+        return backward()
+
+    with pytest.raises(MemoryError):
+        sharpness_aware(network, RHO, fails)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    assert network[1].track_running_stats
 
 
 def test_a_fit_takes_sharpness_aware_steps(parts, small_base, tmp_path):
