@@ -31,7 +31,7 @@ from space import clips
 from space.clips import import_av, read_clip
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
-from training import phantom, phantom_sites, ultrasound
+from training import anatomy, phantom, phantom_sites, ultrasound
 from training.hub_data import read_hub
 from training.listings import image_files, is_told, read_listing
 from training.outputs import new_folder
@@ -80,7 +80,7 @@ def find_phantom(source: str) -> Path | None:
 
 def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:
     """The folder of the phantom, or of that many drawn sites, in the cache of `datasets`; made when it is not there."""
-    code = b"".join(Path(module.__file__).read_bytes() for module in (phantom, phantom_sites, ultrasound))
+    code = b"".join(Path(module.__file__).read_bytes() for module in (anatomy, phantom, phantom_sites, ultrasound))
     which = f"{f'seed-{seed}-' if seed else ''}{f'{sites}-sites-' if sites else ''}"
     name = f"chest-opacity-phantom-{which}{hashlib.sha256(code).hexdigest()[:12]}"
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name

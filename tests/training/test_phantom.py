@@ -1,11 +1,14 @@
 import csv
 import filecmp
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from training import anatomy, phantom, phantom_sites, ultrasound
 from training.phantom import MOST_FRAMES, draw_patients, draw_sites, write_phantom
 from training.sources import load_data, phantom_folder
 
@@ -87,6 +90,15 @@ def test_another_seed_draws_other_sites_and_patients():
     one, other = (load_data(f"phantom?sites=2{more}") for more in ("", "&seed=1"))
     assert list(one["path"]) == list(other["path"])
     assert not any(a == b for a, b in zip(one["image"], other["image"], strict=True))
+
+
+@pytest.mark.parametrize("drawing", [anatomy, phantom, phantom_sites, ultrasound])
+def test_frames_in_the_cache_are_not_used_when_they_would_be_drawn_otherwise_now(drawing, tmp_path, monkeypatch):
+    before = phantom_folder(sites=1)
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(drawing.__file__).read_text() + "# other signs\n")
+    monkeypatch.setattr(drawing, "__file__", str(changed))
+    assert phantom_folder(sites=1) != before
 
 
 def test_drawn_sites_have_a_frame_of_each_class_and_are_set_differently(tmp_path):
