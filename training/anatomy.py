@@ -48,6 +48,7 @@ class Lesion:
     level: float  # dB above the haze at the pleura (B-lines) or relative to the chest wall (others)
     edge: Waviness
     seed: int
+    fade: float = 0.03  # dB per mm that a B-line loses on its way down
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Anatomy:
     haze_decay: float  # dB per mm
     comet_tails: list[tuple[float, float, float]] = field(default_factory=list)  # (u, length in mm, dB)
     lesions: list[Lesion] = field(default_factory=list)
+    pleura_thickness: float = 0.35  # mm, standard deviation
 
 
 def draw_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:

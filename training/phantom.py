@@ -10,19 +10,20 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm.auto import tqdm
 
-from training.anatomy import FINDINGS, draw_anatomy
+from training.anatomy import FINDINGS, Anatomy, draw_anatomy
 from training.phantom_sites import Look, Site, draw_site, draw_varied_anatomy
 from training.ultrasound import Probe, outline, simulate
 
 COLUMNS = ("file_name", "label", "group", "site", "finding", "synthetic", "license")
 MOST_FRAMES = 6  # of one patient
+LEAST_CONTRAST = 0.3  # that opacities have at a varied site: what cannot be seen teaches nothing
 
 SITES = {
     "A": Site(
@@ -116,8 +117,12 @@ def draw_frames(patient: Patient, site: Site) -> list[tuple[np.ndarray, np.ndarr
     draw = draw_varied_anatomy if site.varied else draw_anatomy
 
     anatomy = draw(rng, patient.finding)
-    while _share(look.cut(outline(anatomy, probe, rng, size=100))) < _seen(patient):
+    wanted = LEAST_CONTRAST if site.varied and patient.finding != "regular" else 0.0
+    while _share(look.cut(outline(anatomy, probe, rng, size=100))) < _seen(patient) or (
+        wanted and _contrast(anatomy, probe, look) < wanted
+    ):
         anatomy = draw(rng, patient.finding)
+        wanted *= 0.95  # so that there is an end at sites that show little
     pairs = []
     while len(pairs) < patient.frames:
         pair = simulate(anatomy, probe, rng, shift=rng.normal(0, 3), breath=rng.normal(0, 0.7), size=size)
@@ -130,6 +135,15 @@ def draw_frames(patient: Patient, site: Site) -> list[tuple[np.ndarray, np.ndarr
 
 def _share(mask: np.ndarray) -> float:
     return float((mask > 0).mean())
+
+
+def _contrast(anatomy: Anatomy, probe: Probe, look: Look) -> float:
+    """How much opacities change the picture where they are: mean difference in grey, as a share of the mean grey."""
+    sick, mask = simulate(anatomy, probe, np.random.default_rng(anatomy.seed), size=100)
+    spared, _ = simulate(replace(anatomy, lesions=[]), probe, np.random.default_rng(anatomy.seed), size=100)
+    sick, spared, mask = (look.cut(picture) for picture in (sick, spared, mask))
+    sick, spared = look.curve(sick).astype(float), look.curve(spared).astype(float)
+    return float(np.abs(sick - spared)[mask > 0].mean() / spared[spared > 0].mean())
 
 
 def _seen(patient: Patient) -> float:

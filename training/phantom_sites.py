@@ -1,8 +1,9 @@
 """Sites of the phantom that were drawn by chance: far more kinds of machine, operator and patient than exist.
 
 What is learned from many of them holds at places that none of them is like (domain randomisation: Tobin et al., IROS
-2017). They have signs that sites A and B lack: white lung, a rough, broken pleura with small consolidations below it,
-deep and shallow chests; and frames that were cut out of the sector, or are shown on another curve of grey values.
+2017). They have signs that sites A and B lack: white lung, broad beams, a rough, thick, broken pleura with patches of
+small consolidations below it, deep and shallow chests; and frames that were cut out of the sector, or are shown on
+another curve of grey values.
 """
 
 from __future__ import annotations
@@ -101,38 +102,62 @@ def draw_site(rng: np.random.Generator) -> Site:
 
 
 def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
-    """As `draw_anatomy`, with other depths and hazes, and more looks of B-lines."""
+    """As `draw_anatomy`, with other depths and hazes, more looks of B-lines, and the patches of viral disease.
+
+    A-lines are as common between B-lines as in healthy lungs, so that they excuse nothing: in COVID-19 the sick places
+    have spared ones beside them (Volpicelli and Gargani, Sonographic signs and patterns of COVID-19 pneumonia,
+    Ultrasound J. 2020, 12:22; Soldati et al., J. Ultrasound Med. 2020, 39:1413-1419).
+    """
     anatomy = draw_anatomy(rng, finding)
+    a_lines = anatomy.a_lines if rng.random() < 0.6 else -60.0
+    if finding == "b-lines":
+        a_lines = rng.uniform(-22, -8) if rng.random() < 0.5 else -60.0
     changed = replace(
         anatomy,
         pleura=rng.uniform(7, 38),
         pleura_level=rng.uniform(10, 28),
+        pleura_thickness=rng.uniform(0.25, 0.7),
         haze=rng.uniform(-10, 8),
         haze_decay=rng.uniform(0.02, 0.4),
-        a_lines=anatomy.a_lines if rng.random() < 0.6 else -60.0,
+        a_lines=a_lines,
         a_line_width=rng.uniform(7, 40),
         contact=waviness(rng, rng.uniform(1, 14), rng.uniform(8, 24)),  # streaks that are no B-lines
     )
     if finding != "b-lines":
         return changed
-    lesions = list(anatomy.lesions)
-    if rng.random() < 0.4:  # white lung: rays that run into one another
-        middle, spread = rng.normal(0, 8), rng.uniform(8, 30)
-        for _ in range(rng.integers(5, 14)):
-            u = middle + rng.uniform(-spread, spread)
-            lesions.append(_lesion(rng, "b-lines", u, rng.uniform(3, 12), 0.0, rng.uniform(3, 14)))
-    if rng.random() < 0.5:  # small consolidations below the pleura
-        for _ in range(rng.integers(1, 4)):
-            width, depth = rng.uniform(4, 14), rng.uniform(2, 7)
-            lesions.append(_lesion(rng, "consolidation", rng.normal(0, 14), width, depth, rng.uniform(-16, -2)))
+    pattern = rng.choice(("rays", "light beam", "white lung", "patches"), p=(0.3, 0.15, 0.2, 0.35))
+    if pattern == "light beam":  # one broad band below a pleura that may be smooth
+        return replace(changed, lesions=_rays(rng, rng.normal(0, 9), rng.uniform(3, 8), rng.integers(3, 7), (2, 5)))
+    if pattern == "patches":
+        lesions = [lesion for _ in range(rng.integers(1, 4)) for lesion in _patch(rng, rng.normal(0, 14))]
+    else:
+        lesions = list(anatomy.lesions)
+        if pattern == "white lung":  # rays that run into one another
+            lesions += _rays(rng, rng.normal(0, 8), rng.uniform(8, 30), rng.integers(5, 14), (3, 12))
     return replace(
         changed,
         lesions=lesions,
         relief=waviness(rng, rng.uniform(0.3, 1.8), rng.uniform(10, 30)),
         pleura_gaps=waviness(rng, rng.uniform(1, 14), rng.uniform(5, 14)),
+        pleura_thickness=rng.uniform(0.25, 1.4),
     )
 
 
-def _lesion(rng, kind: str, u: float, width: float, depth: float, level: float) -> Lesion:
+def _patch(rng, middle: float) -> list[Lesion]:
+    """A sick place beside spared ones: most often a small consolidation below the pleura, and rays that start there."""
+    width = rng.uniform(4, 14)
+    rays = _rays(rng, middle, width / 2, rng.integers(1, 4), (1, 4))
+    if rng.random() < 0.3:
+        return rays
+    return [_lesion(rng, "consolidation", middle, width, rng.uniform(2, 7), rng.uniform(-16, -2)), *rays]
+
+
+def _rays(rng, middle: float, spread: float, count: int, widths: Range) -> list[Lesion]:
+    places = middle + rng.uniform(-spread, spread, count)
+    fade = rng.uniform(0, 0.2)
+    return [_lesion(rng, "b-lines", u, rng.uniform(*widths), 0.0, rng.uniform(4, 16), fade) for u in places]
+
+
+def _lesion(rng, kind: str, u: float, width: float, depth: float, level: float, fade: float = 0.03) -> Lesion:
     edge = waviness(rng, rng.uniform(0.3, 1.5), 10)
-    return Lesion(kind, u, width, depth, level, edge, int(rng.integers(2**31)))
+    return Lesion(kind, u, width, depth, level, edge, int(rng.integers(2**31)), fade)

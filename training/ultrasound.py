@@ -125,7 +125,7 @@ def _chest_wall(anatomy, probe, depth, u, pleura):
     gaps = (anatomy.pleura_gaps(u) - 2).clip(0, None)
     facing = -1.5 * (np.gradient(pleura, u) / 0.25) ** 2  # a slanted mirror sends the echo elsewhere
     level = anatomy.pleura_level + facing - 2 * gaps
-    specular = np.maximum(specular, level + _line(depth, pleura, 0.35))
+    specular = np.maximum(specular, level + _line(depth, pleura, anatomy.pleura_thickness))
     spread = -4.34 * ((u - anatomy.a_line_centre) / anatomy.a_line_width) ** 2
     for k in range(2, 7):
         repeat = level + anatomy.a_lines - 5.5 * (k - 2) + spread
@@ -164,7 +164,7 @@ def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
         ring = 2.0 * np.cos(2 * np.pi * under / rng.uniform(0.9, 1.8))
         width = lesion.width * (1 + 0.006 * under.clip(0, None))
         profile = -4.34 * ((u[near] - lesion.u - lesion.edge(under)) / width) ** 2
-        ray = np.where(under > 0, haze + lesion.level + profile + ring - 0.03 * under, -90)
+        ray = np.where(under > 0, haze + lesion.level + profile + ring - lesion.fade * under, -90)
         inside[:, near] = (under > 0) & (profile > -4.34)
         diffuse[:, near] = np.maximum(diffuse[:, near], ray)
         specular[inside] -= 12  # a B-line wipes out the A-lines

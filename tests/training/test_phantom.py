@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from training import anatomy, phantom, phantom_sites, ultrasound
-from training.phantom import MOST_FRAMES, draw_patients, draw_sites, write_phantom
+from training.phantom import MOST_FRAMES, draw_frames, draw_patients, draw_sites, write_phantom
+from training.phantom_sites import draw_varied_anatomy
 from training.sources import load_data, phantom_folder
 
 
@@ -119,3 +120,39 @@ def test_drawn_sites_have_a_frame_of_each_class_and_are_set_differently(tmp_path
             ):
                 assert mask.size == image.size
                 assert np.asarray(mask).any()
+
+
+def test_a_lines_do_not_tell_b_lines_from_healthy_lungs_at_drawn_sites():
+    seen = {}
+    for finding in ("regular", "b-lines"):
+        drawn = [draw_varied_anatomy(np.random.default_rng([7, n]), finding) for n in range(400)]
+        seen[finding] = np.mean([anatomy.a_lines > -60 for anatomy in drawn])
+    assert abs(seen["regular"] - seen["b-lines"]) < 0.1
+
+
+def test_rays_of_a_sick_place_start_at_the_small_consolidation_there():
+    patches = [
+        lesions
+        for n in range(100)
+        if (lesions := draw_varied_anatomy(np.random.default_rng([8, n]), "b-lines").lesions)[0].kind == "consolidation"
+    ]
+    assert len(patches) > 10
+    for lesions in patches:
+        places = [lesion for lesion in lesions if lesion.kind == "consolidation"]
+        assert all(place.depth < 8 for place in places)
+        first = lesions[1]
+        assert first.kind == "b-lines"
+        assert abs(first.u - places[0].u) <= places[0].width / 2
+
+
+def test_what_cannot_be_seen_is_drawn_anew_at_drawn_sites(monkeypatch):
+    sites = draw_sites(12)
+
+    def frames():
+        return {p: draw_frames(p, sites[p.site])[0] for p in draw_patients(sites=sites)}
+
+    clear = frames()
+    monkeypatch.setattr(phantom, "LEAST_CONTRAST", 0.0)
+    changed = {patient for patient, (frame, _) in frames().items() if not np.array_equal(frame, clear[patient][0])}
+    assert 0 < len(changed) < 12
+    assert all(patient.label == "sick" for patient in changed)
