@@ -82,6 +82,7 @@ AUGMENTATIONS["shadowed"] = (*ULTRASOUND[:6], shadow, *ULTRASOUND[6:])
 PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_rate": 3e-4}
 STARTS = {MANY: PRETRAIN, SHARP: PRETRAIN | {"sam_rho": 0.05}}
 BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}
+STARTED = BEST | {"model_name_or_path": MANY}
 METHODS = {
     "hand-made features, linear": {"features": "hand-made"},
     "frozen features, linear": {"features": "frozen"},
@@ -102,9 +103,24 @@ METHODS = {
     "the same, averaged weights": BEST | {"ema_decay": 0.99},
     "the same, mixup": BEST | {"mixup": 0.4},
     "the same, shadows": BEST | {"augment": "shadowed"},
-    "the same, from a model of the phantom": BEST | {"model_name_or_path": MANY},
+    "the same, from a model of the phantom": STARTED,
     # ultrasound.yaml, at 128 pixels
     "the same, sharpness-aware, sites": BEST | {"model_name_or_path": SHARP, "sam_rho": 0.05, "balance": "sites"},
+}
+CHANGES = {  # of "the same, from a model of the phantom"; fitted when they are asked for
+    "sharpness-aware": STARTED | {"sam_rho": 0.05},
+    "sharpness-aware, 0.15": STARTED | {"sam_rho": 0.15},
+    "every class of every site as often": STARTED | {"balance": "sites"},
+    "both": STARTED | {"sam_rho": 0.05, "balance": "sites"},
+    "stem and two stages frozen": STARTED | {"freeze": "2"},
+    "statistics of batch norm frozen": STARTED | {"norms": "frozen"},
+    "3 times the rate": STARTED | {"learning_rate": 3e-4},
+    "a third of the rate": STARTED | {"learning_rate": 3.3e-5},
+    "6 epochs": STARTED | {"num_train_epochs": 6},
+    "24 epochs": STARTED | {"num_train_epochs": 24},
+    "labels smoothed by 0.1": STARTED | {"label_smoothing_factor": 0.1},
+    "sharp start": STARTED | {"model_name_or_path": SHARP},
+    "sharp start, sharpness-aware": STARTED | {"model_name_or_path": SHARP, "sam_rho": 0.05},
 }
 
 
@@ -175,7 +191,7 @@ class Bench:
         if file.exists():
             return
         parts, started = self.parts(fold), time.perf_counter()
-        settings = METHODS[method]
+        settings = (METHODS | CHANGES)[method]
         if change := settings.get("prepare"):
             parts = {part: rows.map(lambda row: {"image": change(row["image"])}) for part, rows in parts.items()}
         if "features" in settings:
@@ -355,7 +371,7 @@ def main() -> None:
     parser.add_argument("--home", required=True)
     parser.add_argument("--base", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS | CHANGES, default=list(METHODS))
     parser.add_argument("--folds", type=int, default=FOLDS, help="only the first ones")
     parser.add_argument("--away", action="store_true", help="show the figures away, after the methods were chosen")
     args = parser.parse_args()
