@@ -42,15 +42,19 @@ def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(smal
         env=inherited | {"MODEL_ID": str(small_model), "TMPDIR": str(tmp_path / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup started the tests
     ) as process:
-        address = next(line for line in process.stdout if line.startswith("page: ")).removeprefix("page: ").strip()
-        said = Client(address, verbose=False).predict(
-            handle_file(EXAMPLES / "synthetic-normal.png"), api_name="/predict"
-        )[2]
-        kept = [path for path in (tmp_path / "tmp").rglob("*.png")]
-        process.send_signal(signal.SIGHUP)  # its terminal is closed, and says so twice
-        process.send_signal(signal.SIGHUP)
-        process.wait(30)
+        try:
+            address = next(line for line in process.stdout if line.startswith("page: ")).removeprefix("page: ").strip()
+            said = Client(address, verbose=False).predict(
+                handle_file(EXAMPLES / "synthetic-normal.png"), api_name="/predict"
+            )[2]
+            kept = [path for path in (tmp_path / "tmp").rglob("*.png")]
+            process.send_signal(signal.SIGHUP)  # its terminal is closed, and says so twice
+            process.send_signal(signal.SIGHUP)
+            process.wait(30)
+        finally:
+            process.kill()
     assert re.search("calls this image (normal|sick)", said)
     assert kept
     assert process.returncode == 0

@@ -153,6 +153,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from training import cli, predict
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 command, stops = json.loads(sys.argv[1])
 output = Path(command[command.index("--output") + 1])
 rows = output.with_name(f".{output.name}.unfinished")
