@@ -111,7 +111,7 @@ CHANGES = {  # of "the same, from a model of the phantom"; fitted when they are 
     "sharpness-aware": STARTED | {"sam_rho": 0.05},
     "sharpness-aware, 0.15": STARTED | {"sam_rho": 0.15},
     "every class of every site as often": STARTED | {"balance": "sites"},
-    "both": STARTED | {"sam_rho": 0.05, "balance": "sites"},
+    "sharpness-aware, every class of every site as often": STARTED | {"sam_rho": 0.05, "balance": "sites"},
     "stem and two stages frozen": STARTED | {"freeze": "2"},
     "statistics of batch norm frozen": STARTED | {"norms": "frozen"},
     "3 times the rate": STARTED | {"learning_rate": 3e-4},

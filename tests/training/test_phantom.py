@@ -1,5 +1,6 @@
 import csv
 import filecmp
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from training import anatomy, phantom, phantom_sites, ultrasound
 from training.phantom import MOST_FRAMES, draw_frames, draw_patients, draw_sites, write_phantom
 from training.phantom_sites import draw_varied_anatomy
 from training.sources import load_data, phantom_folder
+
+
+def source(module):
+    return Path(module.__file__).read_text()
 
 
 def table(folder):
@@ -93,11 +98,19 @@ def test_another_seed_draws_other_sites_and_patients():
     assert not any(a == b for a, b in zip(one["image"], other["image"], strict=True))
 
 
-@pytest.mark.parametrize("drawing", [anatomy, phantom, phantom_sites, ultrasound])
+DRAWING = [anatomy, phantom, phantom_sites, ultrasound]
+
+
+def test_what_the_phantom_is_drawn_by_takes_nothing_from_other_modules_of_ours():
+    taken = {name for each in DRAWING for name in re.findall(r"^from (?:training|space)[.](\w+)", source(each), re.M)}
+    assert taken == {each.__name__.rpartition(".")[2] for each in DRAWING} - {"phantom"}
+
+
+@pytest.mark.parametrize("drawing", DRAWING)
 def test_frames_in_the_cache_are_not_used_when_they_would_be_drawn_otherwise_now(drawing, tmp_path, monkeypatch):
     before = phantom_folder(sites=1)
     changed = tmp_path / "changed.py"
-    changed.write_text(Path(drawing.__file__).read_text() + "# other signs\n")
+    changed.write_text(source(drawing) + "# other signs\n")
     monkeypatch.setattr(drawing, "__file__", str(changed))
     assert phantom_folder(sites=1) != before
 
