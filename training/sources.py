@@ -71,25 +71,33 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
 
 def find_phantom(source: str) -> Path | None:
     """The folder of `phantom`, with its options or without; None of other DATA."""
-    place, options = _parse(source)
-    if place != "phantom":
+    if not is_phantom(source):
         return None
+    _, options = _parse(source)
     _check_options(source, options, "phantom")
     return phantom_folder(**{name: _number(name, text) for name, text in options.items()})
 
 
 def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:
     """The folder of the phantom, or of that many drawn sites, in the cache of `datasets`; made when it is not there."""
-    code = b"".join(Path(module.__file__).read_bytes() for module in (anatomy, phantom, phantom_sites, ultrasound))
     which = f"{f'seed-{seed}-' if seed else ''}{f'{sites}-sites-' if sites else ''}"
-    name = f"chest-opacity-phantom-{which}{hashlib.sha256(code).hexdigest()[:12]}"
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / name
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"chest-opacity-phantom-{which}{phantom_version()}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with new_folder(folder) as work:
                 phantom.write_phantom(work, seed, sites=sites)
     return folder
+
+
+def phantom_version() -> str:
+    """Twelve hex digits that change with what the phantom is drawn by."""
+    code = b"".join(Path(module.__file__).read_bytes() for module in (anatomy, phantom, phantom_sites, ultrasound))
+    return hashlib.sha256(code).hexdigest()[:12]
+
+
+def is_phantom(source: str) -> bool:
+    return _parse(source)[0] == "phantom"
 
 
 def load_from_hub(source: str) -> Dataset:

@@ -43,7 +43,7 @@ from training.processes import main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
-from training.sources import is_hub_id
+from training.sources import is_hub_id, is_phantom, phantom_version
 from training.split import PARTS
 from training.tables import class_counts
 from training.threshold import check_rule
@@ -165,14 +165,21 @@ def _pretrain(args: ModelArguments, say: Callable) -> Path:
         say(f"first {folder}, by {file}\n")
         train(*parsed, recipe)
         say("\nnow the model itself")
-    made = folder / "recipe.yaml"
+    made, again = folder / "recipe.yaml", "move it away, and it is made anew"
     if not made.is_file() or read_again(made) != recipe:
         raise InputError(
-            f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; move it away, "
-            "and it is made anew"
+            f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; {again}"
         )
+    if read_again(folder / "eval" / "training.json").get("phantom") != _phantom_of(recipe):
+        raise InputError(f"{folder}: found a model of the phantom as another version drew it; {again}")
     say(f"starting from {folder}\n")
     return folder
+
+
+def _phantom_of(recipe: dict) -> str | None:
+    """Which phantom a recipe's images are of; None where they all are others."""
+    drawn = [source for source in (recipe["data"], recipe["also"]) if source and is_phantom(source)]
+    return phantom_version() if drawn else None
 
 
 def _balancing(data: Prepared, args: DataArguments) -> dict[str, Dataset]:
@@ -215,6 +222,7 @@ def _learned_from(data: Prepared, start: str, recipe: dict) -> dict:
         "licences": dict(licences.most_common()),
         "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic"))
         and (not before.is_file() or read_again(before)["synthetic"]),
+        "phantom": _phantom_of(recipe),
         "from_hub": _from_hub(recipe),
     }
 

@@ -5,6 +5,8 @@ import re
 from PIL import Image
 from transformers import pipeline
 
+from training.sources import phantom_folder, phantom_version
+
 
 def evaluation(folder, name):
     return json.loads((folder / "eval" / f"{name}.json").read_text())
@@ -42,6 +44,10 @@ def test_the_model_is_good_at_home_and_falls_away(demo_model):
     assert away["sites"] == ["B"]
 
 
+def test_it_is_known_which_phantom_the_model_was_made_of(demo_model):
+    assert evaluation(demo_model, "training")["phantom"] == phantom_version()
+
+
 def test_the_unknown_images_are_all_diagnosed(demo_model):
     with open(demo_model / "eval" / "unknown.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -50,8 +56,6 @@ def test_the_unknown_images_are_all_diagnosed(demo_model):
 
 
 def test_a_clean_pipeline_gives_the_probabilities_of_the_evaluation(demo_model):
-    from training.sources import phantom_folder
-
     classify = pipeline("image-classification", model=str(demo_model))
     with open(demo_model / "eval" / "test.csv", newline="") as file:
         rows = list(csv.DictReader(file))

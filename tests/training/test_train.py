@@ -221,6 +221,11 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
     with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
         train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
+    made = tmp_path / "first" / "eval" / "training.json"
+    history = json.loads(made.read_text())
+    made.write_text(json.dumps(history | {"phantom": "0123456789ab"}))
+    with pytest.raises(InputError, match="first: found a model of the phantom as another version drew it; move"):
+        train.main([*command, "--model_name_or_path", str(small_model), "--overwrite", "true"])
     split = pd.read_csv(tmp_path / "m" / "split.csv")
     simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
     assert set(split["site"]) == {"A"}
