@@ -4,7 +4,7 @@ machines, and as often as the same lungs without them.
 The phantom's lesions (training/anatomy.py) change a frame in its beam coordinates, below its pleural line:
 
 1. the fan that the probe scanned is found by the outermost grey pixels, the pleural line as the brightest smooth path
-   across the beams in the upper half.
+   across the beams in the upper half. That may be a layer of the chest wall above it: the signs then begin too high.
 2. grey values are taken for decibels, and the lesions write what they echo over the mean of the place, as in
    training/ultrasound.py. The frame keeps its speckle; where it is black, speckle is drawn.
 3. only the change is brought back, so that whatever no lesion touches stays as it was to the pixel.
