@@ -63,13 +63,6 @@ class DataArguments:
     also: str | None = field(
         default=None, metadata={"help": "DATA that is trained on besides, and nothing else, such as phantom?sites=120"}
     )
-    planted: float = field(
-        default=0.0,
-        metadata={
-            "help": "how often, for 0.5 every other time, an image of disease gives its place to a healthy one with "
-            "simulated signs of it drawn in; for lung ultrasound"
-        },
-    )
     balance: Literal["none", "undersample", "oversample", "class_weight", "sampler", "sites"] = field(
         default="none",
         metadata={
@@ -265,11 +258,6 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
     _require_ranges(data_args, training_args)
-    if data_args.planted and model_args.augment != "ultrasound":
-        raise InputError(
-            f"planted: found {data_args.planted} with augment {model_args.augment}, expected ultrasound, whose signs "
-            "they are"
-        )
     require_processes(training_args.world_size, training_args.local_world_size, training_args.use_cpu)
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
@@ -293,7 +281,6 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
         ("balance_scope", data.balance_scope, not doubled, "train where oversample makes copies"),
         ("per_class", data.per_class, data.per_class is None or data.per_class > 0, "at least 1"),
         ("validation_share, test_share", shares, min(shares) > 0 and sum(shares) < 1, "shares that leave a train part"),
-        ("planted", data.planted, 0 <= data.planted <= 1, "0 to 1"),
         ("seed", training.seed, 0 <= training.seed < 2**32, "at least 0, below 4294967296"),
         ("num_train_epochs, max_steps", length, length > 0, "more than 0"),
         ("layer_decay", training.layer_decay, training.layer_decay > 0, "more than 0"),

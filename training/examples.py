@@ -22,7 +22,6 @@ from torch.utils.data import Sampler
 from space.images import load_image
 from space.remote import ROW_GROUPS, row_group_of
 from training.augment import augment
-from training.planted import Planting
 
 IGNORED = -100  # the label that cross-entropy and Trainer pass over
 
@@ -30,31 +29,21 @@ IGNORED = -100  # the label that cross-entropy and Trainer pass over
 class Examples(torch.utils.data.Dataset):
     """Rows as {"pixel_values": (3, height, width) float32, "labels": int}."""
 
-    def __init__(
-        self,
-        rows: Dataset,
-        processor,
-        augmentation: str = "none",
-        seed: int = 0,
-        planting: Planting | None = None,
-    ):
+    def __init__(self, rows: Dataset, processor, augmentation: str = "none", seed: int = 0):
         self.rows = rows.select_columns(["image", "label"]).cast_column("image", Image(decode=False))
-        self.processor, self.augmentation, self.seed, self.planting = processor, augmentation, seed, planting
+        self.processor, self.augmentation, self.seed = processor, augmentation, seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: int) -> dict:
         key, filling = (~key, True) if key < 0 else (key, False)
-        index = int(key) % len(self.rows)
-        row, rng = self.rows[index], np.random.default_rng([self.seed, key])
-        planted = self.planting.draw(index, rng, self._load) if self.planting else None
-        image = augment(planted or load_image(row["image"]), self.augmentation, rng)
+        row = self.rows[int(key) % len(self.rows)]
+        image = load_image(row["image"])
+        if self.augmentation != "none":
+            image = augment(image, self.augmentation, np.random.default_rng([self.seed, key]))
         pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": IGNORED if filling else row["label"]}
-
-    def _load(self, index: int):
-        return load_image(self.rows[int(index)]["image"])
 
     def __getitems__(self, keys: list[int]) -> list[dict]:
         """A batch, decoded by as many threads as there are for torch's own work, which waits meanwhile."""

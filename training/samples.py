@@ -25,8 +25,7 @@ def save_samples(path: Path, examples: Examples) -> None:
     page = Image.new("RGB", ((width + GAP) * (1 + views), (height + GAP + LINE) * len(rows)), "white")
     for number, row in enumerate(rows):
         top = number * (height + GAP + LINE)
-        changes = examples.augmentation + (", some planted" if examples.planting and row[0]["labels"] else "")
-        caption = labels[row[0]["labels"]] + (f", then {views} views ({changes})" if views else "")
+        caption = labels[row[0]["labels"]] + (f", then {views} views ({examples.augmentation})" if views else "")
         ImageDraw.Draw(page).text((2, top + 2), caption, fill="black")
         for column, example in enumerate(row):
             page.paste(_seen(example["pixel_values"].numpy(), examples.processor), (column * (width + GAP), top + LINE))

@@ -38,7 +38,6 @@ from training.examples import Examples
 from training.measure import measure
 from training.model import load_base
 from training.outputs import move_into_place, read_again, refuse_existing, writing
-from training.planted import Planting
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
 from training.report import write_report
@@ -80,7 +79,6 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     fitted = dict(data.parts)
     if data_args.also:
         fitted["train"] = _together(data.parts["train"], data.parts["also"])
-    planting = Planting(data.parts["train"], data_args.planted) if data_args.planted else None
     base = model_args
     if model_args.pretrain != "none":
         base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
@@ -97,9 +95,9 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             fetch_start(work, training_args, saves, model_args.overwrite)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     callbacks = [saves] if saves else []
-    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks, planting)
+    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
     if training_args.process_index == 0:
-        seen = Examples(fitted["train"], processor, model_args.augment, training_args.seed, planting)
+        seen = Examples(fitted["train"], processor, model_args.augment, training_args.seed)
         save_samples(work / "samples.png", seen)
     say(
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "

@@ -30,7 +30,6 @@ from training.ema import average_weights
 from training.examples import EpochSampler, Examples, RowGroups
 from training.features import PIECE, Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss, mix
-from training.planted import Planting
 from training.sharpness import sharpness_aware
 from training.split import draw_shares
 from training.stages import parameter_groups, recompute_stages
@@ -245,23 +244,16 @@ def make_trainer(
     model_args: ModelArguments,
     args: TrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
-    planting: Planting | None = None,
 ) -> ClassifierTrainer:
     """The trainer of a whole network or, where a frozen base need be run only once, of its head on what that gave.
 
-    planting is of the first images of the train part, as many as it has. callbacks come before the one that ends the
-    fit when it is asked to stop, so they see its last checkpoint too.
+    callbacks come before the one that ends the fit when it is asked to stop, so they see its last checkpoint too.
     """
-    train = Examples(parts["train"], processor, model_args.augment, args.seed, planting)
+    train = Examples(parts["train"], processor, model_args.augment, args.seed)
     validation = Examples(parts["validation"], processor)
     if model_args.augment == "none":
         args.views = 1
-    if (
-        model_args.freeze == "all"
-        and args.cache_features
-        and args.views
-        and not (args.mixup or args.cutmix or planting)
-    ):
+    if model_args.freeze == "all" and args.cache_features and args.views and not (args.mixup or args.cutmix):
         train = extract(model, parts["train"], train, args, args.views)
         validation = extract(model, parts["validation"], validation, args, 1)
         model = HeadOnly(model)

@@ -96,7 +96,7 @@ def _draw_signs(anatomy, diffuse, specular, depth, u, pleura):
     """Write lesions and ribs into the echo strengths, in place; where the opacities are, and the ribs' shadow (dB)."""
     mask = np.zeros((SAMPLES, BEAMS), bool)
     for lesion in anatomy.lesions:
-        mask |= add_lesion(lesion, diffuse, specular, anatomy.haze, depth, u, pleura)
+        mask |= _add_lesion(lesion, diffuse, specular, anatomy.haze, depth, u, pleura)
     shadow = _rib_shadows(anatomy, specular, depth, u, pleura)
     mask &= shadow < 10
     return mask, shadow
@@ -153,7 +153,7 @@ def _scatterers(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((2, SAMPLES, BEAMS), np.float32)
 
 
-def add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
+def _add_lesion(lesion, diffuse, specular, haze, depth, u, pleura):
     """Write a lesion into the echo strengths, in place, and return where it is (bool, SAMPLES x BEAMS)."""
     rng = np.random.default_rng(lesion.seed)
     under = depth - pleura

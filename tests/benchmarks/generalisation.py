@@ -47,7 +47,6 @@ from training.measure import arrays, predict_rows
 from training.metric.bootstrap import calibration_error
 from training.model import load_base
 from training.phantom import write_phantom
-from training.planted import Planting
 from training.prepare import prepare
 from training.settle import settle
 from training.sources import load_data
@@ -84,7 +83,6 @@ PRETRAIN = {"num_train_epochs": 6, "per_device_train_batch_size": 32, "learning_
 STARTS = {MANY: PRETRAIN, SHARP: PRETRAIN | {"sam_rho": 0.05}}
 BEST = {"also": 120, "num_train_epochs": 12, "augment": "ultrasound"}
 STARTED = BEST | {"model_name_or_path": MANY}
-EVEN = BEST | {"model_name_or_path": SHARP, "sam_rho": 0.05, "balance": "sites"}
 METHODS = {
     "hand-made features, linear": {"features": "hand-made"},
     "frozen features, linear": {"features": "frozen"},
@@ -106,8 +104,8 @@ METHODS = {
     "the same, mixup": BEST | {"mixup": 0.4},
     "the same, shadows": BEST | {"augment": "shadowed"},
     "the same, from a model of the phantom": STARTED,
-    "the same, sharpness-aware, sites": EVEN,
-    "the same, planted": EVEN | {"planted": 0.5},  # ultrasound.yaml, at 128 pixels
+    # ultrasound.yaml, at 128 pixels
+    "the same, sharpness-aware, sites": BEST | {"model_name_or_path": SHARP, "sam_rho": 0.05, "balance": "sites"},
 }
 CHANGES = {  # of "the same, from a model of the phantom"; fitted when they are asked for
     "sharpness-aware": STARTED | {"sam_rho": 0.05},
@@ -288,8 +286,6 @@ class Bench:
         balance = recipe.pop("balance", self.args.balance)
         if base in STARTS:
             recipe["model_name_or_path"] = str(self.pretrained(base))
-        share = recipe.pop("planted", 0)
-        planting = Planting(parts["train"], share) if share else None
         if also:
             parts = parts | {"train": self._joined(parts["train"], also)}
         recipe.pop("prepare", None)
@@ -299,7 +295,7 @@ class Bench:
         model, processor = load_base(model_args, names)
         if frozen:
             freeze_norms(model)
-        trainer = make_trainer(model, processor, parts, balance, model_args, args, planting=planting)
+        trainer = make_trainer(model, processor, parts, balance, model_args, args)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             trainer.train()
         if args.ema_decay:

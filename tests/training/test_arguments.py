@@ -91,12 +91,6 @@ def test_the_study_is_what_was_published():
             "save_steps: found 6, expected 2 as eval_steps: any may be the best",
         ),
         ("test_share: 0.9\n", ["--data", "x", "--model_name_or_path", "y"], "shares that leave a train part"),
-        ("planted: 2\n", ["--data", "x", "--model_name_or_path", "y"], "planted: found 2.0, expected 0 to 1"),
-        (
-            "planted: 0.5\naugment: xray\n",
-            ["--data", "x", "--model_name_or_path", "y"],
-            "planted: found 0.5 with augment xray, expected ultrasound, whose signs they are",
-        ),
         ("save_strategy: steps\n", ["--data", "x", "--model_name_or_path", "y"], "requires the save and eval strategy"),
     ],
 )
