@@ -97,6 +97,7 @@ def phantom_version() -> str:
 
 
 def is_phantom(source: str) -> bool:
+    """Whether DATA is the embedded simulation, with options or without."""
     return _parse(source)[0] == "phantom"
 
 

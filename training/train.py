@@ -178,7 +178,7 @@ def _pretrain(args: ModelArguments, say: Callable) -> Path:
 
 def _phantom_of(recipe: dict) -> str | None:
     """Which phantom a recipe's images are of; None where they all are others."""
-    drawn = [source for source in (recipe["data"], recipe["also"]) if source and is_phantom(source)]
+    drawn = any(is_phantom(source) for source in (recipe["data"], recipe["also"]) if source)
     return phantom_version() if drawn else None
 
 
