@@ -128,7 +128,7 @@ def draw_frames(patient: Patient, site: Site) -> list[tuple[np.ndarray, np.ndarr
         pair = simulate(anatomy, probe, rng, shift=rng.normal(0, 3), breath=rng.normal(0, 0.7), size=size)
         frame, mask = (look.cut(picture) for picture in pair)
         if _share(mask) >= _seen(patient) / 2:
-            frame, mask = (np.pad(picture, (borders[:2], borders[2:])) for picture in (look.curve(frame), mask))
+            frame, mask = (np.pad(picture, (borders[:2], borders[2:])) for picture in (look.finish(frame), mask))
             pairs.append((_burn_in(frame, site.marks, probe), mask))
     return pairs
 
@@ -142,7 +142,7 @@ def _contrast(anatomy: Anatomy, probe: Probe, look: Look) -> float:
     sick, mask = simulate(anatomy, probe, np.random.default_rng(anatomy.seed), size=100)
     spared, _ = simulate(replace(anatomy, lesions=[]), probe, np.random.default_rng(anatomy.seed), size=100)
     sick, spared, mask = (look.cut(picture) for picture in (sick, spared, mask))
-    sick, spared = look.curve(sick).astype(float), look.curve(spared).astype(float)
+    sick, spared = look.finish(sick).astype(float), look.finish(spared).astype(float)
     return float(np.abs(sick - spared)[mask > 0].mean() / spared[spared > 0].mean())
 
 

@@ -2,8 +2,10 @@
 
 What is learned from many of them holds at places that none of them is like (domain randomisation: Tobin et al., IROS
 2017). They have signs that sites A and B lack: white lung, broad beams, a rough, thick, broken pleura with patches of
-small consolidations below it, deep and shallow chests; and frames that were cut out of the sector, or are shown on
-another curve of grey values.
+small consolidations below it, deep and shallow chests, fluid and consolidations that fill the picture, poor contact
+that leaves half of it dark; and frames that were cut out of the sector, smoothed, or are shown on another curve of grey
+values. How fine and strong the speckle is, how bright the chest wall and how large the findings are near to what real
+frames of one site show.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from training.anatomy import Anatomy, Lesion, draw_anatomy, waviness
 
@@ -37,26 +40,36 @@ class Site:
     marks: tuple[str, ...]  # burned in: ticks, bar, or a text
     cut: Range = (0, 0)  # how much of a side is cut off, as a share
     gamma: Range = (1, 1)  # of the curve that grey values are shown on
+    calmed: Range = (0, 0)  # how much of the finished picture's speckle is taken away, as a share
     varied: bool = False  # drawn by chance: patients of more kinds than at sites A and B, and looks
 
     def draw_look(self, rng: np.random.Generator) -> Look:
-        return Look(*rng.uniform(*self.cut, 3), rng.uniform(*self.gamma))
+        return Look(*rng.uniform(*self.cut, 3), rng.uniform(*self.gamma), rng.uniform(*self.calmed), rng.uniform(2, 5))
 
 
 class Look(NamedTuple):
-    """What is made of a finished frame: shares of the width and height that are cut off, and the curve's exponent."""
+    """What is made of a finished frame.
+
+    Shares of the width and height that are cut off; the exponent of the curve of grey values; the share of the speckle
+    that is taken away, as that which differs from a mean over so many pixels (of a picture whose longer side has 400).
+    """
 
     left: float = 0.0
     right: float = 0.0
     bottom: float = 0.0
     gamma: float = 1.0
+    calmed: float = 0.0
+    reach: float = 3.0
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
         rows, columns = picture.shape
         sides = slice(int(self.left * columns), columns - int(self.right * columns))
         return picture[: rows - int(self.bottom * rows), sides]
 
-    def curve(self, frame: np.ndarray) -> np.ndarray:
+    def finish(self, frame: np.ndarray) -> np.ndarray:
+        if self.calmed:
+            mean = gaussian_filter(frame.astype(np.float32), self.reach * max(frame.shape) / 400)
+            frame = (frame + self.calmed * (mean - frame)).round().astype(np.uint8)
         return ((np.arange(256) / 255) ** self.gamma * 255).round().astype(np.uint8)[frame]
 
 
@@ -76,33 +89,35 @@ def draw_site(rng: np.random.Generator) -> Site:
             aperture=around(22, 44),
             radius=around(8, 65),
             focus=around(15, 110),
-            axial=around(0.15, 0.6),
-            lateral=around(0.6, 3.0),
+            axial=around(0.1, 0.45),
+            lateral=around(0.3, 1.5),
         ),
         linear=dict(
             depth=around(35, 100),
             aperture=around(17, 28),
             radius=(0, 0),
             focus=around(10, 45),
-            axial=around(0.08, 0.25),
-            lateral=around(0.25, 0.7),
+            axial=around(0.06, 0.25),
+            lateral=around(0.15, 0.6),
         ),
         dynamic_range=around(36, 80),
         noise=around(38, 64),
         tgc_slope=around(-0.2, 0.12),
         smoothing=around(0, 1.6),
-        brightness=around(0.08, 0.45, width=0.4),
+        brightness=around(0.08, 0.38, width=0.4),
         size=around(160, 440),
         margin=(0, rng.choice([0.0, 0.05, 0.15])),
         marks=tuple(mark for mark in ("ticks", "bar", *texts) if rng.random() < 0.3),
         cut=(0, rng.choice([0.0, 0.1, 0.25])),
         gamma=around(0.7, 1.5),
+        calmed=around(0.2, 0.9),
         varied=True,
     )
 
 
 def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
-    """As `draw_anatomy`, with other depths and hazes, more looks of B-lines, and the patches of viral disease.
+    """As `draw_anatomy`, with other depths and hazes, a fainter and rougher chest wall, larger findings, more looks of
+    B-lines, and the patches of viral disease.
 
     A-lines are as common between B-lines as in healthy lungs, so that they excuse nothing: in COVID-19 the sick places
     have spared ones beside them (Volpicelli and Gargani, Sonographic signs and patterns of COVID-19 pneumonia,
@@ -112,6 +127,9 @@ def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
     a_lines = anatomy.a_lines if rng.random() < 0.6 else -60.0
     if finding == "b-lines":
         a_lines = rng.uniform(-22, -8) if rng.random() < 0.5 else -60.0
+    streaks = waviness(rng, rng.uniform(1, 14), rng.uniform(8, 24))  # that are no B-lines
+    if rng.random() < 0.4:  # a large part of the face without contact
+        streaks = waviness(rng, rng.uniform(4, 24), rng.uniform(30, 90))
     changed = replace(
         anatomy,
         pleura=rng.uniform(7, 38),
@@ -121,7 +139,12 @@ def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
         haze_decay=rng.uniform(0.02, 0.4),
         a_lines=a_lines,
         a_line_width=rng.uniform(7, 40),
-        contact=waviness(rng, rng.uniform(1, 14), rng.uniform(8, 24)),  # streaks that are no B-lines
+        contact=streaks,
+        layers=[
+            (at, level - rng.uniform(0, 16), waviness(rng, rng.uniform(0.2, 2), rng.uniform(15, 50)))
+            for at, level, _ in anatomy.layers
+        ],
+        lesions=[_grown(rng, lesion) for lesion in anatomy.lesions],
     )
     if finding != "b-lines":
         return changed
@@ -131,7 +154,7 @@ def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
     if pattern == "patches":
         lesions = [lesion for _ in range(rng.integers(1, 4)) for lesion in _patch(rng, rng.normal(0, 14))]
     else:
-        lesions = list(anatomy.lesions)
+        lesions = list(changed.lesions)
         if pattern == "white lung":  # rays that run into one another
             lesions += _rays(rng, rng.normal(0, 8), rng.uniform(8, 30), rng.integers(5, 14), (3, 12))
     return replace(
@@ -141,6 +164,13 @@ def draw_varied_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
         pleura_gaps=waviness(rng, rng.uniform(1, 14), rng.uniform(5, 14)),
         pleura_thickness=rng.uniform(0.25, 1.4),
     )
+
+
+def _grown(rng, lesion: Lesion) -> Lesion:
+    """A consolidation or an effusion up to twice as wide and deep; B-lines as they are."""
+    if lesion.kind == "b-lines":
+        return lesion
+    return replace(lesion, width=lesion.width * rng.uniform(1, 2), depth=lesion.depth * rng.uniform(1, 2.2))
 
 
 def _patch(rng, middle: float) -> list[Lesion]:
