@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from training import anatomy, phantom, phantom_sites, ultrasound
 from training.phantom import MOST_FRAMES, draw_frames, draw_patients, draw_sites, write_phantom
-from training.phantom_sites import draw_varied_anatomy
+from training.phantom_sites import Look, draw_varied_anatomy
 from training.sources import load_data, phantom_folder
 
 
@@ -159,13 +159,37 @@ def test_rays_of_a_sick_place_start_at_the_small_consolidation_there():
 
 
 def test_what_cannot_be_seen_is_drawn_anew_at_drawn_sites(monkeypatch):
-    sites = draw_sites(12)
+    sites = draw_sites(46)
+    patients = [patient for patient in draw_patients(sites=sites) if patient.site in ("S001", "S002", "S046")]
 
     def frames():
-        return {p: draw_frames(p, sites[p.site])[0] for p in draw_patients(sites=sites)}
+        return {patient: draw_frames(patient, sites[patient.site])[0][0] for patient in patients}
 
     clear = frames()
     monkeypatch.setattr(phantom, "LEAST_CONTRAST", 0.0)
-    changed = {patient for patient, (frame, _) in frames().items() if not np.array_equal(frame, clear[patient][0])}
-    assert 0 < len(changed) < 12
-    assert all(patient.label == "sick" for patient in changed)
+    changed = [patient for patient, frame in frames().items() if not np.array_equal(frame, clear[patient])]
+    assert [(patient.site, patient.label) for patient in changed] == [("S046", "sick")]
+
+
+def test_machines_of_drawn_sites_take_speckle_away_and_nothing_else():
+    assert all(site.calmed[0] > 0 for site in draw_sites(4).values())
+    assert all(site.calmed == (0, 0) for site in draw_sites().values())
+    frame = np.full((120, 160), 100.0)
+    frame[:, 80:] = 180
+    speckled = (frame + np.random.default_rng(0).normal(0, 20, frame.shape)).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(Look().finish(speckled), speckled)
+    calmed = Look(calmed=0.8, reach=5).finish(speckled).astype(float)
+    for part in (slice(10, 70), slice(90, 150)):  # away from the edge between them
+        assert calmed[:, part].std() < speckled[:, part].std() / 2
+        assert calmed[:, part].mean() == pytest.approx(frame[:, part].mean(), abs=2)
+
+
+def test_fluid_at_drawn_sites_may_reach_further_than_at_sites_a_and_b():
+    def depths(draw):
+        drawn = [draw(np.random.default_rng([9, n]), "effusion").lesions[0].depth for n in range(200)]
+        return np.quantile(drawn, [0, 0.5, 1])
+
+    least, middle, most = depths(draw_varied_anatomy) / depths(anatomy.draw_anatomy)
+    assert least >= 1
+    assert middle > 1.3
+    assert most > 1.5
