@@ -68,9 +68,6 @@ CHANGES = {
 }
 
 
-# --- prepare ----------------------------------------------------------------------------------------------------------
-
-
 def prepare(data: str, home: str, work: Path) -> None:
     """Write copies/ and table.csv: path, label, site, group, home, and the part of each frame in each fold."""
     import datasets
@@ -100,9 +97,6 @@ def prepare(data: str, home: str, work: Path) -> None:
     table.to_csv(work / "table.csv", index=False)
 
 
-# --- views, drawn ahead by all cores ----------------------------------------------------------------------------------
-
-
 def _small(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
@@ -124,8 +118,8 @@ def _altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _read(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     number, file = job
     image = Image.open(file)
-    plain, changed = image, _altered(image, np.random.default_rng(number))
-    return np.asarray(image), np.asarray(_small(plain, SIDE)), np.asarray(_small(changed, SIDE))
+    changed = _altered(image, np.random.default_rng(number))
+    return tuple(np.asarray(each) for each in (image, _small(image, SIDE), _small(changed, SIDE)))
 
 
 def _draw(job) -> list[np.ndarray]:
@@ -191,17 +185,12 @@ class Frames:
         weight /= [cells[self.label[rows] == label].nunique() for label in self.label[rows]]
         weight /= weight.sum()
         size = len(rows) // BATCH * BATCH
-        drawn = [rows[rng.choice(len(rows), size, p=weight)] for _ in range(change.epochs)]
-        return (np.concatenate(drawn) * self.views + rng.integers(0, self.views, size * change.epochs)).reshape(
-            -1, BATCH
-        )
+        drawn = np.concatenate([rows[rng.choice(len(rows), size, p=weight)] for _ in range(change.epochs)])
+        return (drawn * self.views + rng.integers(0, self.views, len(drawn))).reshape(-1, BATCH)
 
 
 def _flat(lists):
     return [each for some in lists for each in some]
-
-
-# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 class Network:
@@ -410,9 +399,6 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
         del networks
 
 
-# --- show -------------------------------------------------------------------------------------------------------------
-
-
 def show(work: Path, away: bool) -> None:
     """Print a row for each change under each name: means over folds, or all folds together, and both starts."""
     from scipy.special import softmax
@@ -424,7 +410,9 @@ def show(work: Path, away: bool) -> None:
     table = pd.read_csv(work / "table.csv", keep_default_na=False)
     count, truth, home = len(table), table["label"].to_numpy(), table["home"].to_numpy(bool)
     head = ["name", "change", "AUC, home", "accuracy, home", "AUC, altered", "AUC, phantom", "AUC, all sites"]
-    head += ["accuracy, all sites", "calibration error, all sites", "AUC, home by others", "AUC, home by the start"]
+    head += ["accuracy, all sites", "calibration error, all sites"]
+    both = [site for site, rows in table[~home].groupby("site") if rows["label"].nunique() == 2]
+    head += [f"AUC, {site} of all sites" for site in both] + ["AUC, home by others", "AUC, home by the start"]
     head += ["AUC, away", "accuracy, away", "calibration error, away"] * away
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for file in sorted((work / "results").glob("*.npz")):
@@ -455,6 +443,9 @@ def show(work: Path, away: bool) -> None:
                 told["AUC, all sites"].append(roc_auc_score(truth, pooled[:, 1]))
                 told["accuracy, all sites"].append(balanced_accuracy_score(truth, pooled[:, 1] >= 0.5))
                 told["calibration error, all sites"].append(calibration_error(pooled, truth))
+                for site in both:
+                    there = table["site"] == site
+                    told[f"AUC, {site} of all sites"].append(roc_auc_score(truth[there], pooled[there, 1]))
                 for column, keys in (
                     ("AUC, home by others", [f"{change}|others|{fold}|{start}" for fold in range(2)]),
                     ("AUC, home by the start", [f"{change}|start|0|{start}"]),
