@@ -4,8 +4,8 @@ What is learned from many of them holds at places that none of them is like (dom
 2017). They have signs that sites A and B lack: white lung, broad beams, a rough, thick, broken pleura with patches of
 small consolidations below it, deep and shallow chests, fluid and consolidations that fill the picture, poor contact
 that leaves half of it dark; and frames that were cut out of the sector, smoothed, or are shown on another curve of grey
-values. How fine and strong the speckle is, how bright the chest wall and how large the findings are near to what real
-frames of one site show.
+values. How fine and strong the speckle is, how bright the chest wall and how large the findings was set beside real
+frames of one site.
 """
 
 from __future__ import annotations

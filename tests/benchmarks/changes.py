@@ -7,19 +7,17 @@
 `prepare` makes copies of 256 x 256 pixels and writes down all splits. `fit` needs no Trainer and nothing of `datasets`:
 networks are fitted side by side, each step of one a CUDA graph, on views that are drawn ahead. It draws 960 simulated
 sites, fits two models of them, and from each of the two, for every change, five folds of home, five of all sites, and
-two fits on all sites but home; it takes three minutes on an H100 with 16 cores for the recipe alone and one more for
-each change. To compare phantoms, run it from two checkouts under two names. `show` prints what may be looked at while
-one chooses; --away adds what may not. On a processor it runs too, and takes hours.
+two fits on all sites but home; on an H100 those of a change take a minute. To compare phantoms, run it from two
+checkouts under two names. `show` prints what may be looked at while one chooses; --away adds what may not. On a
+processor it runs too, and takes hours.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -27,31 +25,21 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForImageClassification
+from scipy.special import softmax
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from transformers import AutoModelForImageClassification
 
-from training.augment import augment, mark
+from tests.benchmarks.restyle import altered
+from tests.benchmarks.side_by_side import TOLD, Change, Network, run
+from training.augment import augment
+from training.calibration import fit_calibration
+from training.metric.bootstrap import calibration_error
 from training.phantom import draw_frames, draw_patients, draw_sites
 
 COPY, SIDE = 256, 192  # pixels: of the copies that views are drawn from, and of what networks look at
-FOLDS, STARTS, SIDE_BY_SIDE = 5, 2, 10
+FOLDS, OTHERS, STARTS, SIDE_BY_SIDE = 5, 2, 2, 10
 SITES, ALSO, AB = 960, 240, 0.3  # sites of the phantom's model, frames of it beside home, share of sites A and B
 VIEWS, VIEWS_OF_PHANTOM, BATCH = 24, 6, 16
-FINDINGS = ["regular", "b-lines", "consolidation", "effusion"]
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a fit does otherwise than ultrasound.yaml."""
-
-    epochs: int = 12
-    rate: float = 1e-4
-    rho: float = 0.05  # of sharpness-aware steps
-    power: float = 0.5  # a patient's frames are drawn n ** -power as often: 0.5 as `balance: sites`, 1 patients alike
-    findings: float = 0.0  # weight of telling the phantom's findings apart, as a second task
-    dropout: float = 0.0  # of the pooled features
 
 
 CHANGES = {
@@ -70,7 +58,7 @@ CHANGES = {
 
 def prepare(data: str, home: str, work: Path) -> None:
     """Write copies/ and table.csv: path, label, site, group, home, and the part of each frame in each fold."""
-    import datasets
+    import datasets  # which `fit` goes without
 
     from space.images import load_image
     from training.arguments import DataArguments
@@ -78,7 +66,7 @@ def prepare(data: str, home: str, work: Path) -> None:
     from training.split import split
 
     columns, prepared = {}, None
-    for setting, sites in (("home", [home]), ("all", None)):
+    for setting, sites in (("home", [home]), ("all", None)):  # all last: its rows are the table's
         for fold in range(FOLDS):
             args = DataArguments(data=data, sites=sites, folds=FOLDS, fold=fold, balance="sites", split_by="group")
             prepared = load(args)
@@ -101,24 +89,10 @@ def _small(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A frame as another machine and operator might have shown it, as in generalisation.py."""
-    side = image.width
-    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * side).astype(int)
-    image = image.crop((left, top, side - right, side - bottom))
-    low = int(rng.integers(24, 90))
-    grey = np.asarray(image.resize((low, int(low * rng.uniform(0.8, 1.25))), Image.Resampling.BOX), float) / 255
-    black, white = np.quantile(grey, [rng.uniform(0, 0.3), rng.uniform(0.9, 0.995)])
-    grey = ((grey - black) / max(white - black, 0.05)).clip(0, 1) ** rng.uniform(0.5, 1.8)
-    grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
-    image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8))
-    return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
-
-
 def _read(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     number, file = job
     image = Image.open(file)
-    changed = _altered(image, np.random.default_rng(number))
+    changed = altered(image.convert("RGB"), np.random.default_rng(number)).convert("L")
     return tuple(np.asarray(each) for each in (image, _small(image, SIDE), _small(changed, SIDE)))
 
 
@@ -137,8 +111,9 @@ def _views(job) -> np.ndarray:
 class Frames:
     """All that networks learn from and are measured on, on the device.
 
-    real, simulated (of the phantom's model), beside (the first ALSO of those): views, (frames x views, SIDE, SIDE)
-    uint8, a frame's beside one another. measured: frames as they are, altered ones, and those of sites A and B.
+    simulated: views of what the phantom's model learns from; pool: those of real frames, in the order of the table, and
+    of the first ALSO simulated ones; (frames x views, SIDE, SIDE) uint8, a frame's beside one another. measured: frames
+    as they are, altered ones, and those of sites A and B.
     """
 
     def __init__(self, work: Path, sites: int, views: int, device: str):
@@ -163,7 +138,7 @@ class Frames:
         self.measured = [torch.as_tensor(np.stack(frames)).to(device) for frames in (plain, altered, ab)]
         self.ab = np.array([p.label == "sick" for p in others for _ in range(p.frames)])
         self.drawn_label = np.array([int(p.label == "sick") for p in patients for _ in range(p.frames)])
-        self.drawn_finding = np.array([FINDINGS.index(p.finding) for p in patients for _ in range(p.frames)])
+        self.drawn_finding = np.array([TOLD.index(p.finding) for p in patients for _ in range(p.frames)])
         count = len(beside)
         self.label = np.r_[self.table["label"], self.drawn_label[:count]]
         self.finding = np.r_[np.full(len(self.table), -1), self.drawn_finding[:count]]
@@ -193,149 +168,6 @@ def _flat(lists):
     return [each for some in lists for each in some]
 
 
-class Network:
-    """One network whose step is captured once, and which can then be fitted again and again.
-
-    pool (views, SIDE, SIDE) uint8, labels and findings (views,): what `plan` points into; a finding of -1 is not known.
-    """
-
-    MOST_STEPS = 2000
-
-    def __init__(self, base: str, pool, labels, findings, batch: int, change: Change):
-        self.pool, self.labels, self.findings, self.change = pool, labels, findings, change
-        self.cuda, device = pool.is_cuda, pool.device
-        config = AutoConfig.from_pretrained(base, num_labels=2)
-        self.model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-        self.model.to(device, memory_format=torch.channels_last).train()
-        self.width = self.model.classifier[-1].in_features
-        self.second = nn.Linear(self.width, len(FINDINGS)).to(device)
-        self.parameters = [*self.model.parameters(), *(self.second.parameters() if change.findings else [])]
-        self.rates, groups = [], []
-        for decayed in (True, False):
-            rate = torch.zeros((), device=device)
-            self.rates.append(rate)
-            some = [parameter for parameter in self.parameters if (parameter.ndim > 1) == decayed]
-            groups.append({"params": some, "lr": rate, "weight_decay": 0.05 if decayed else 0.0})
-        self.optimizer = torch.optim.AdamW(groups, **({"fused": True, "capturable": True} if self.cuda else {}))
-        self.plan = torch.zeros(self.MOST_STEPS, batch, dtype=torch.long, device=device)
-        self.schedule = torch.zeros(self.MOST_STEPS, device=device)
-        self.at = torch.zeros(1, dtype=torch.long, device=device)
-        self.mean, self.deviation = (torch.tensor(v, device=device)[None, :, None, None] for v in (MEAN, DEVIATION))
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in self.norms:
-            norm.num_batches_tracked = None
-        self.graph = None
-        if self.cuda:
-            self.stream = torch.cuda.Stream()
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                for _ in range(3):
-                    self._step()
-            torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self._step()
-            torch.cuda.synchronize()
-
-    def _pixels(self, frames):
-        pixels = (frames[:, None].float() / 255 - self.mean) / self.deviation
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    def _gradient(self, pixels, labels, findings):
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.cuda, cache_enabled=False):
-            pooled = self.model.base_model(pixels).pooler_output.flatten(1)
-        pooled = pooled.float()
-        if self.change.dropout:
-            pooled = F.dropout(pooled, self.change.dropout)
-        loss = F.cross_entropy(self.model.classifier[-1](pooled), labels)
-        if self.change.findings:
-            known = (findings >= 0).float()
-            second = F.cross_entropy(self.second(pooled), findings.clamp(min=0), reduction="none")
-            loss = loss + self.change.findings * (second * known).sum() / known.sum().clamp(min=1)
-        loss.backward()
-
-    def _step(self):
-        gradients = [parameter.grad for parameter in self.parameters]
-        with torch.no_grad():
-            keys = self.plan.index_select(0, self.at)[0]
-            for rate in self.rates:
-                rate.copy_(self.schedule.index_select(0, self.at)[0])
-            batch = self._pixels(self.pool.index_select(0, keys))
-            batch = (batch, self.labels.index_select(0, keys), self.findings.index_select(0, keys))
-            torch._foreach_zero_(gradients)
-        self._gradient(*batch)
-        if self.change.rho:
-            with torch.no_grad():
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                uphill = torch._foreach_mul(gradients, self.change.rho / (norm + 1e-12))
-                torch._foreach_add_(self.parameters, uphill)
-                torch._foreach_zero_(gradients)
-            self._set_momentum(0.0)
-            self._gradient(*batch)
-            self._set_momentum(0.1)
-            with torch.no_grad():
-                torch._foreach_sub_(self.parameters, uphill)
-        with torch.no_grad():
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, (1.0 / (norm + 1e-6)).clamp(max=1.0))
-        self.optimizer.step()
-        with torch.no_grad():
-            self.at.add_(1)
-
-    def _set_momentum(self, momentum: float):
-        for norm in self.norms:
-            norm.momentum = momentum
-
-    def begin(self, state: dict, plan: np.ndarray, rate: float) -> None:
-        """Start anew from a state, with warm-up and cosine over the steps of the plan."""
-        self.steps = len(plan)
-        warm, step = max(1, math.ceil(0.1 * self.steps)), np.arange(self.steps)
-        falling = 0.5 * (1 + np.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                value.copy_(state[name])
-            for name, value in self.second.state_dict().items():
-                value.copy_(state[f"second.{name}"])
-            for kept in self.optimizer.state.values():
-                for value in kept.values():
-                    value.zero_()
-            self.at.zero_()
-            self.plan[: self.steps].copy_(torch.as_tensor(plan))
-            self.schedule[: self.steps].copy_(torch.as_tensor(np.where(step < warm, step / warm, falling) * rate))
-
-    def step(self) -> None:
-        if self.graph is None:
-            return self._step()
-        with torch.cuda.stream(self.stream):
-            self.graph.replay()
-
-    def state(self) -> dict:
-        second = {f"second.{name}": value for name, value in self.second.state_dict().items()}
-        return {name: value.clone() for name, value in (self.model.state_dict() | second).items()}
-
-    @torch.no_grad()
-    def logits(self, frames: torch.Tensor) -> np.ndarray:
-        """(frames, 2)"""
-        self.model.eval()
-        told = [self.model(self._pixels(some)).logits.float().cpu() for some in frames.split(512)]
-        self.model.train()
-        return torch.cat(told).numpy()
-
-
-def run(networks: list[Network]) -> None:
-    """Fit them side by side."""
-    for number in range(max(network.steps for network in networks)):
-        for network in networks:
-            if number < network.steps:
-                network.step()
-        if networks[0].cuda and number % 25 == 24:
-            torch.cuda.synchronize()
-    if networks[0].cuda:
-        torch.cuda.synchronize()
-
-
 def fit_phantom(base: str, frames: Frames, change: Change) -> list[dict]:
     """States of STARTS models of the simulated sites, a tenth of them left out, as simulated.yaml makes them."""
     device, count = frames.pool.device, len(frames.drawn_label)
@@ -356,7 +188,7 @@ def fit_phantom(base: str, frames: Frames, change: Change) -> list[dict]:
         head = rng.uniform(-1, 1, (2, network.width)) / network.width**0.5
         state["classifier.1.weight"] = torch.as_tensor(head, dtype=torch.float32)
         state["classifier.1.bias"] = torch.zeros(2)
-        state["second.weight"], state["second.bias"] = torch.zeros(len(FINDINGS), network.width), torch.zeros(4)
+        state["second.weight"], state["second.bias"] = torch.zeros(len(TOLD), network.width), torch.zeros(len(TOLD))
         network.begin(state, np.concatenate(order).reshape(-1, 32), 3e-4)
     run(networks)
     return [network.state() for network in networks]
@@ -383,7 +215,7 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
         for start, state in enumerate(starts[options.findings]):
             networks[0].begin(state, np.zeros((1, BATCH), int), 0.0)
             keep(f"{change}|start|0|{start}", networks[0])
-        settings = {"home": FOLDS, "all": FOLDS, "others": 2}
+        settings = {"home": FOLDS, "all": FOLDS, "others": OTHERS}
         jobs = [(s, fold, start) for s, folds in settings.items() for start in range(STARTS) for fold in range(folds)]
         for first in range(0, len(jobs), SIDE_BY_SIDE):
             some = list(zip(jobs[first : first + SIDE_BY_SIDE], networks, strict=False))
@@ -401,60 +233,63 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
 
 def show(work: Path, away: bool) -> None:
     """Print a row for each change under each name: means over folds, or all folds together, and both starts."""
-    from scipy.special import softmax
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
-    from training.calibration import fit_calibration
-    from training.metric.bootstrap import calibration_error
-
     table = pd.read_csv(work / "table.csv", keep_default_na=False)
-    count, truth, home = len(table), table["label"].to_numpy(), table["home"].to_numpy(bool)
-    head = ["name", "change", "AUC, home", "accuracy, home", "AUC, altered", "AUC, phantom", "AUC, all sites"]
-    head += ["accuracy, all sites", "calibration error, all sites"]
-    both = [site for site, rows in table[~home].groupby("site") if rows["label"].nunique() == 2]
-    head += [f"AUC, {site} of all sites" for site in both] + ["AUC, home by others", "AUC, home by the start"]
-    head += ["AUC, away", "accuracy, away", "calibration error, away"] * away
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    began = False
     for file in sorted((work / "results").glob("*.npz")):
         with np.load(file) as found:
             results = {key: found[key].astype(float) for key in found.files}
         ab = results.pop("ab").astype(int)
         for change in dict.fromkeys(key.split("|")[0] for key in results):
-            told = {column: [] for column in head[2:]}
+            told = {}
             for start in range(STARTS):
-                pooled = np.full((count, 2), np.nan)
-                for fold in range(FOLDS):
-                    for setting in ("home", "all"):
-                        logits, part = results[f"{change}|{setting}|{fold}|{start}"], table[f"{setting}{fold}"]
-                        calibration = fit_calibration(logits[:count][part == "validation"], truth[part == "validation"])
-                        given, test = softmax(calibration.apply(logits), axis=1), np.flatnonzero(part == "test")
-                        if setting == "all":
-                            pooled[test] = given[test]
-                            continue
-                        told["AUC, home"].append(roc_auc_score(truth[test], given[test, 1]))
-                        told["accuracy, home"].append(balanced_accuracy_score(truth[test], given[test, 1] >= 0.5))
-                        told["AUC, altered"].append(roc_auc_score(truth[test], given[count + test, 1]))
-                        told["AUC, phantom"].append(roc_auc_score(ab, given[2 * count :, 1]))
-                        if away:
-                            there, right = given[:count][~home], truth[~home]
-                            told["AUC, away"].append(roc_auc_score(right, there[:, 1]))
-                            told["accuracy, away"].append(balanced_accuracy_score(right, there[:, 1] >= 0.5))
-                            told["calibration error, away"].append(calibration_error(there, right))
-                told["AUC, all sites"].append(roc_auc_score(truth, pooled[:, 1]))
-                told["accuracy, all sites"].append(balanced_accuracy_score(truth, pooled[:, 1] >= 0.5))
-                told["calibration error, all sites"].append(calibration_error(pooled, truth))
-                for site in both:
-                    there = table["site"] == site
-                    told[f"AUC, {site} of all sites"].append(roc_auc_score(truth[there], pooled[there, 1]))
-                for column, keys in (
-                    ("AUC, home by others", [f"{change}|others|{fold}|{start}" for fold in range(2)]),
-                    ("AUC, home by the start", [f"{change}|start|0|{start}"]),
-                ):
-                    for key in keys:
-                        odds = (results[key][:, 1] - results[key][:, 0])[:count]
-                        told[column].append(roc_auc_score(truth[home], odds[home]))
+                for column, value in _figures(results, change, start, table, ab, away):
+                    told.setdefault(column, []).append(value)
+            if not began:
+                head = ["name", "change", *told]
+                print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+                began = True
             cells = [f"{np.mean(values):.3f}" for values in told.values()]
             print("| " + " | ".join([file.stem, change, *cells]) + " |")
+
+
+def _figures(results: dict, change: str, start: int, table: pd.DataFrame, ab: np.ndarray, away: bool):
+    """What a change gave from one start: column and value, of each fold where folds are told one by one."""
+    count, truth, home = len(table), table["label"].to_numpy(), table["home"].to_numpy(bool)
+
+    def calibrated(setting: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (n, 2) of all that is measured, and which frames are the fold's test part."""
+        logits, part = results[f"{change}|{setting}|{fold}|{start}"], table[f"{setting}{fold}"].to_numpy()
+        held = part == "validation"
+        calibration = fit_calibration(logits[:count][held], truth[held])
+        return softmax(calibration.apply(logits), axis=1), np.flatnonzero(part == "test")
+
+    def told(where: str, rows, probabilities: np.ndarray):
+        yield f"AUC, {where}", roc_auc_score(truth[rows], probabilities[rows, 1])
+        yield f"accuracy, {where}", balanced_accuracy_score(truth[rows], probabilities[rows, 1] >= 0.5)
+        yield f"calibration error, {where}", calibration_error(probabilities[rows], truth[rows])
+
+    def uncalibrated(setting: str, fold: int) -> float:
+        """The AUC at home."""
+        logits = results[f"{change}|{setting}|{fold}|{start}"][:count][home]
+        return roc_auc_score(truth[home], logits[:, 1] - logits[:, 0])
+
+    pooled = np.full((count, 2), np.nan)
+    for fold in range(FOLDS):
+        given, test = calibrated("home", fold)
+        yield from told("home", test, given)
+        yield "AUC, altered", roc_auc_score(truth[test], given[count + test, 1])
+        yield "AUC, phantom", roc_auc_score(ab, given[2 * count :, 1])
+        if away:
+            yield from told("away", ~home, given[:count])
+        given, test = calibrated("all", fold)
+        pooled[test] = given[test]
+    yield from told("all sites", np.arange(count), pooled)
+    for site, rows in table[~home].groupby("site"):
+        if rows["label"].nunique() == 2:
+            yield f"AUC, {site} of all sites", roc_auc_score(rows["label"], pooled[rows.index, 1])
+    for fold in range(OTHERS):
+        yield "AUC, home by others", uncalibrated("others", fold)
+    yield "AUC, home by the start", uncalibrated("start", 0)
 
 
 def main() -> None:

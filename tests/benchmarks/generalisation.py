@@ -39,9 +39,9 @@ from transformers.utils import logging
 from space.images import load_image
 from space.predictor import Predictor
 from tests.benchmarks.handmade import handmade
-from tests.benchmarks.restyle import even, restyle, shadow
+from tests.benchmarks.restyle import altered, even, restyle, shadow
 from training.arguments import DataArguments, ModelArguments, TrainingArguments
-from training.augment import AUGMENTATIONS, curve, cut, mark
+from training.augment import AUGMENTATIONS, curve, cut
 from training.calibration import fit_calibration
 from training.measure import arrays, predict_rows
 from training.metric.bootstrap import calibration_error
@@ -141,21 +141,6 @@ def shrink(data: str | Path, folder: Path, change=lambda image, rng: image) -> P
         table.drop(columns=["path", "mask"], errors="ignore").to_csv(work / "metadata.csv", index=False)
         work.rename(folder)
     return folder
-
-
-def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A frame as another machine and operator might have shown it, for choosing methods."""
-    side = image.width
-    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * side).astype(int)
-    image = image.crop((left, top, side - right, side - bottom))
-    low = int(rng.integers(24, 90))
-    image = image.resize((low, int(low * rng.uniform(0.8, 1.25))), Image.Resampling.BOX)
-    grey = np.asarray(image.convert("L"), float) / 255
-    black, white = np.quantile(grey, [rng.uniform(0, 0.3), rng.uniform(0.9, 0.995)])
-    grey = ((grey - black) / max(white - black, 0.05)).clip(0, 1) ** rng.uniform(0.5, 1.8)
-    grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
-    image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
 
 
 class Bench:

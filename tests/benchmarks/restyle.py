@@ -1,10 +1,12 @@
-"""Changes of PIL images that were tried and did not pay: no part of training/augment.py."""
+"""Changes of PIL images that are no part of training/augment.py: for choosing methods, and what did not pay."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
+
+from training.augment import mark
 
 
 def restyle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -59,3 +61,18 @@ def even(image: Image.Image) -> Image.Image:
     grey = (grey / max(np.quantile(grey, 0.99), 1)).clip(0, 1)
     around = gaussian_filter(grey, image.height / 12)
     return Image.fromarray((grey / (around + 0.03) * 80).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A frame as another machine and operator might have shown it, for choosing methods."""
+    side = image.width
+    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * side).astype(int)
+    image = image.crop((left, top, side - right, side - bottom))
+    low = int(rng.integers(24, 90))
+    image = image.resize((low, int(low * rng.uniform(0.8, 1.25))), Image.Resampling.BOX)
+    grey = np.asarray(image.convert("L"), float) / 255
+    black, white = np.quantile(grey, [rng.uniform(0, 0.3), rng.uniform(0.9, 0.995)])
+    grey = ((grey - black) / max(white - black, 0.05)).clip(0, 1) ** rng.uniform(0.5, 1.8)
+    grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
+    image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
