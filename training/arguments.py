@@ -103,6 +103,12 @@ class ModelArguments:
         default="none",
         metadata={"help": "none; or a recipe: the base is first trained by that, once, and training starts from there"},
     )
+    keep_start: float = field(
+        default=0.0,
+        metadata={
+            "help": "how much of the start's weights stays: 0.5 is the mean of start and fitted network; 0: none"
+        },
+    )
     image_size: int = field(default=224, metadata={"help": "images are scaled to this many pixels a side, uncropped"})
     head: Literal["linear", "mlp"] = field(
         default="linear",
@@ -257,7 +263,7 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: {reason}") from None
-    _require_ranges(data_args, training_args)
+    _require_ranges(data_args, model_args, training_args)
     require_processes(training_args.world_size, training_args.local_world_size, training_args.use_cpu)
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
@@ -265,13 +271,14 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     return data_args, model_args, training_args, in_force | {key: used[key] for key in given if key in used}
 
 
-def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
+def _require_ranges(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> None:
     """Raise InputError for a value that would end a run later on, or be taken for another."""
     shares = data.validation_share, data.test_share
     doubled = data.balance == "oversample" and data.balance_scope == "all"
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     at_steps, smoothing = training.save_strategy == "steps", training.label_smoothing_factor
     saved = not (training.load_best_model_at_end and at_steps) or training.save_steps == training.eval_steps
+    blank = model.keep_start and model.pretrain == "none" and model.model_name_or_path.startswith("scratch:")
     length = training.num_train_epochs if training.max_steps < 0 else training.max_steps
     for key, value, fits, expected in (
         ("labels", data.labels, len(set(data.labels or ())) == len(data.labels or ()), "each class once"),
@@ -295,6 +302,8 @@ def _require_ranges(data: DataArguments, training: TrainingArguments) -> None:
             (key, getattr(training, key), getattr(training, key) == stays, json.dumps(stays))
             for key, stays in STAYS.items()
         ),
+        ("keep_start", model.keep_start, 0 <= model.keep_start < 1, "from 0 to below 1"),
+        ("model_name_or_path", model.model_name_or_path, not blank, "a base that has learned, with keep_start"),
         ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
         ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),
     ):

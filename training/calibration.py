@@ -103,3 +103,15 @@ def fit_calibration(logits: np.ndarray, truth: np.ndarray, method: str = "temper
     if at_bound:
         return Calibration("none", ones, zeros, f"no {method} between {BOUNDS[0]:g} and {BOUNDS[1]:g} fits best")
     return Calibration(method, scale, shift)
+
+
+def fit_shift(logits: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What to add to logits (images, classes) so that each class is as probable, on average, as it is there: (classes,)
+    of mean 0. weights (images,) of sum 1 say how much an image counts."""
+    images, classes = np.arange(len(truth)), logits.shape[1]
+
+    def loss(shift: np.ndarray) -> float:
+        return -weights @ log_softmax(logits + shift, axis=1)[images, truth]
+
+    shift = minimize(loss, np.zeros(classes), method="BFGS").x
+    return shift - shift.mean()

@@ -87,6 +87,12 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions
 
 
+def tells_as_many(name: str, model: PreTrainedModel) -> bool:
+    """Whether the base has a head of the same kind for as many classes, which `load_base` then takes over."""
+    stored = AutoConfig.from_pretrained(name)
+    return stored.num_labels == model.config.num_labels and stored.model_type == model.config.model_type
+
+
 def labels_of(folder: Path) -> list[str]:
     """The classes of a model folder, in their order. Raises InputError when its config.json does not tell them."""
     try:

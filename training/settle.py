@@ -71,11 +71,16 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
 
 def save(predictor: Predictor, abstention: Abstention, folder: Path) -> None:
     """Write config.json, model.safetensors and abstention.safetensors."""
+    save_model(predictor, folder)
+    save_file(abstention.tensors, folder / FILE)
+    shutil.copymode(folder / "config.json", folder / FILE)
+
+
+def save_model(predictor: Predictor, folder: Path) -> None:
+    """Write config.json and model.safetensors."""
     logging.disable_progress_bar()
     predictor.model.save_pretrained(folder)
-    save_file(abstention.tensors, folder / FILE)
-    for name in ("model.safetensors", FILE):
-        shutil.copymode(folder / "config.json", folder / name)  # safetensors lets nobody but the owner read them
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which only the owner could read otherwise
 
 
 def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.ndarray]) -> Abstention:

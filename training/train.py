@@ -35,8 +35,9 @@ from training.checkpoints import HubSaves, fetch_start
 from training.cli import run
 from training.evaluate import report
 from training.examples import Examples
+from training.interpolate import interpolate
 from training.measure import measure
-from training.model import load_base
+from training.model import load_base, tells_as_many
 from training.outputs import move_into_place, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
@@ -114,6 +115,11 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         with writing(final):
             _save(work / "model", trainer, data, recipe, history)
             _keep_seen(work, work / "model", trainer.state)
+            if model_args.keep_start:
+                start, _ = load_base(base, data.home.features["label"].names)
+                knows = tells_as_many(base.model_name_or_path, start)
+                line = interpolate(work / "model", start, knows, data.parts["train"], model_args.keep_start)
+                say(f"\n{line}")
             _judge(work / "model", data.parts, model_args, say)
             shutil.rmtree(final, ignore_errors=True)
             move_into_place(work / "model", final)

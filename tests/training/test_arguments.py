@@ -80,6 +80,12 @@ def test_the_study_is_what_was_published():
         ("head_learning_rate: -1\n", ["--data", "x", "--model_name_or_path", "y"], "found -1.0, expected at least 0"),
         ("save_only_model: true\n", ["--data", "x", "--model_name_or_path", "y"], "found True, expected false"),
         ("prediction_loss_only: true\n", ["--data", "x", "--model_name_or_path", "y"], "found True, expected false"),
+        ("keep_start: 1\n", ["--data", "x", "--model_name_or_path", "y"], "found 1.0, expected from 0 to below 1"),
+        (
+            "keep_start: 0.5\n",
+            ["--data", "x", "--model_name_or_path", "scratch:resnet-18"],
+            "model_name_or_path: found scratch:resnet-18, expected a base that has learned, with keep_start",
+        ),
         ("layer_decay: 0\n", ["--data", "x", "--model_name_or_path", "y"], "found 0.0, expected more than 0"),
         ("num_train_epochs: 0\n", ["--data", "x", "--model_name_or_path", "y"], "found 0.0, expected more than 0"),
         ("label_smoothing_factor: 2\n", ["--data", "x", "--model_name_or_path", "y"], "found 2.0, expected 0 to 1"),

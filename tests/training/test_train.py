@@ -218,6 +218,7 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert all(torch.equal(given[name], taken[name]) for name in given if name.endswith("convolution.weight"))
     told = capfd.readouterr().out
     assert told.index(f"first {tmp_path / 'first'}") < told.index(f"starting from {tmp_path / 'first'}")
+    assert told.count("50% of the weights are those of the start, whose logits the train part shifts by normal") == 1
     assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
     with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
         train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
@@ -233,7 +234,7 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     card = (tmp_path / "m" / "README.md").read_text()
     assert f"trained besides on {tmp_path / 'many'}" in card
     assert f"first trained by {tmp_path / 'first.yaml'}" in card
-    assert "1 epochs, the last one kept" in card
+    assert "1 epochs, the last one kept, 50 % of the weights those of the start; seed" in card
     assert "has seen no person" not in card
     assert metadata_load(tmp_path / "m" / "README.md")["license"] == "other"
     licences = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())["licences"]
