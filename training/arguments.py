@@ -105,9 +105,7 @@ class ModelArguments:
     )
     keep_start: float = field(
         default=0.0,
-        metadata={
-            "help": "how much of the start's weights stays: 0.5 is the mean of start and fitted network; 0: none"
-        },
+        metadata={"help": "how much of the start's weights stays; 0.5 is the mean of start and fitted network"},
     )
     image_size: int = field(default=224, metadata={"help": "images are scaled to this many pixels a side, uncropped"})
     head: Literal["linear", "mlp"] = field(

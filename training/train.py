@@ -116,10 +116,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             _save(work / "model", trainer, data, recipe, history)
             _keep_seen(work, work / "model", trainer.state)
             if model_args.keep_start:
-                start, _ = load_base(base, data.home.features["label"].names)
-                knows = tells_as_many(base.model_name_or_path, start)
-                line = interpolate(work / "model", start, knows, data.parts["train"], model_args.keep_start)
-                say(f"\n{line}")
+                say(f"\n{_keep_start(work / 'model', base, data.parts['train'])}")
             _judge(work / "model", data.parts, model_args, say)
             shutil.rmtree(final, ignore_errors=True)
             move_into_place(work / "model", final)
@@ -273,6 +270,12 @@ def _keep_seen(work: Path, folder: Path, state: TrainerState) -> None:
         shutil.move(work / name, folder / "eval" / name)
     best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name  # the checkpoint itself is gone soon
     dataclasses.replace(state, best_model_checkpoint=best).save_to_json(str(folder / "trainer_state.json"))
+
+
+def _keep_start(folder: Path, base: ModelArguments, train: Dataset) -> str:
+    """Give the saved model the share of the base's weights that base.keep_start says; what was done, a line."""
+    start, _ = load_base(base, train.features["label"].names)
+    return interpolate(folder, start, tells_as_many(base.model_name_or_path, start), train, base.keep_start)
 
 
 def _judge(folder: Path, parts: dict[str, Dataset], args: ModelArguments, say: Callable) -> None:

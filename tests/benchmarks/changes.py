@@ -32,7 +32,7 @@ from transformers import AutoModelForImageClassification
 from tests.benchmarks.restyle import altered
 from tests.benchmarks.side_by_side import TOLD, Change, Network, run
 from training.augment import augment
-from training.calibration import fit_calibration
+from training.calibration import fit_calibration, fit_shift
 from training.metric.bootstrap import calibration_error
 from training.phantom import draw_frames, draw_patients, draw_sites
 
@@ -52,6 +52,8 @@ CHANGES = {
     "a third of the rate": Change(rate=3.3e-5),
     "every patient as often": Change(power=1),
     "findings as a second task": Change(findings=0.5),
+    "none of the start's weights": Change(keep=0),
+    "a quarter of the start's weights": Change(keep=0.25),
     "dropout of a half": Change(dropout=0.5),
 }
 
@@ -151,14 +153,18 @@ class Frames:
             return np.r_[np.flatnonzero(~self.table["home"]), beside]
         return np.r_[np.flatnonzero(self.table[f"{setting}{fold}"] == "train"), beside]
 
-    def plan(self, rows: np.ndarray, change: Change, rng: np.random.Generator) -> np.ndarray:
-        """Which view each step takes, (steps, BATCH): every class of every site as often."""
+    def shares(self, rows: np.ndarray, change: Change) -> np.ndarray:
+        """How often each row is drawn, of sum 1: every class of every site as often."""
         cells = pd.Series([f"{label} {site}" for label, site in zip(self.label[rows], self.site[rows], strict=True)])
         groups = pd.Series(self.group[rows])
         weight = 1.0 / groups.groupby(groups).transform("size") ** change.power
         weight /= weight.groupby(cells).transform("sum")
         weight /= [cells[self.label[rows] == label].nunique() for label in self.label[rows]]
-        weight /= weight.sum()
+        return (weight / weight.sum()).to_numpy()
+
+    def plan(self, rows: np.ndarray, change: Change, rng: np.random.Generator) -> np.ndarray:
+        """Which view each step takes, (steps, BATCH)."""
+        weight = self.shares(rows, change)
         size = len(rows) // BATCH * BATCH
         drawn = np.concatenate([rows[rng.choice(len(rows), size, p=weight)] for _ in range(change.epochs)])
         return (drawn * self.views + rng.integers(0, self.views, len(drawn))).reshape(-1, BATCH)
@@ -212,9 +218,11 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
         if options.findings not in starts:
             starts[options.findings] = fit_phantom(base, frames, Change(findings=options.findings))
         networks = [Network(base, frames.pool, labels, findings, BATCH, options) for _ in range(SIDE_BY_SIDE)]
+        said = []  # by each start, of the real frames
         for start, state in enumerate(starts[options.findings]):
             networks[0].begin(state, np.zeros((1, BATCH), int), 0.0)
             keep(f"{change}|start|0|{start}", networks[0])
+            said.append(networks[0].logits(frames.measured[0]))
         settings = {"home": FOLDS, "all": FOLDS, "others": OTHERS}
         jobs = [(s, fold, start) for s, folds in settings.items() for start in range(STARTS) for fold in range(folds)]
         for first in range(0, len(jobs), SIDE_BY_SIDE):
@@ -224,6 +232,10 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
                 network.begin(starts[options.findings][start], plan, options.rate)
             run([network for _, network in some])
             for (setting, fold, start), network in some:
+                rows = frames.train_rows(setting, fold)
+                rows = rows[rows < len(frames.table)]  # the real ones
+                shift = fit_shift(said[start][rows], frames.label[rows], frames.shares(rows, options))
+                network.mix(starts[options.findings][start], shift)
                 keep(f"{change}|{setting}|{fold}|{start}", network)
         np.savez(work / "results" / f".{name}.npz", ab=frames.ab, **results)
         os.replace(work / "results" / f".{name}.npz", work / "results" / f"{name}.npz")

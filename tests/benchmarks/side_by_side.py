@@ -31,6 +31,7 @@ class Change:
     power: float = 0.5  # a patient's frames are drawn n ** -power as often: 0.5 as `balance: sites`, 1 patients alike
     findings: float = 0.0  # weight of telling the phantom's findings apart, as a second task
     dropout: float = 0.0  # of the pooled features
+    keep: float = 0.5  # how much of the start's weights stays: see training/interpolate.py
 
 
 class Network:
@@ -147,6 +148,13 @@ class Network:
             self.at.zero_()
             self.plan[: self.steps].copy_(torch.as_tensor(plan))
             self.schedule[: self.steps].copy_(torch.as_tensor(np.where(step < warm, step / warm, falling) * rate))
+
+    @torch.no_grad()
+    def mix(self, state: dict, shift: np.ndarray) -> None:
+        """Give it the change's share of the weights of a state, after a shift of that state's logits (2,)."""
+        for name, value in self.model.state_dict().items():
+            value.lerp_(state[name], self.change.keep)
+        self.model.classifier[-1].bias.add_(self.change.keep * torch.as_tensor(shift).to(self.plan.device))
 
     def step(self) -> None:
         if self.graph is None:
