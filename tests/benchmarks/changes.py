@@ -7,7 +7,7 @@
 `prepare` makes copies of 256 x 256 pixels and writes down all splits. `fit` needs no Trainer and nothing of `datasets`:
 networks are fitted side by side, each step of one a CUDA graph, on views that are drawn ahead. It draws 960 simulated
 sites, fits two models of them, and from each of the two, for every change, five folds of home, five of all sites, and
-two fits on all sites but home; on an H100 those of a change take a minute. To compare phantoms, run it from two
+two fits on all sites but home; on an H100 those of a change took a minute. To compare phantoms, run it from two
 checkouts under two names. `show` prints what may be looked at while one chooses; --away adds what may not. On a
 processor it runs too, and takes hours.
 """
@@ -218,11 +218,9 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
         if options.findings not in starts:
             starts[options.findings] = fit_phantom(base, frames, Change(findings=options.findings))
         networks = [Network(base, frames.pool, labels, findings, BATCH, options) for _ in range(SIDE_BY_SIDE)]
-        said = []  # by each start, of the real frames
         for start, state in enumerate(starts[options.findings]):
             networks[0].begin(state, np.zeros((1, BATCH), int), 0.0)
             keep(f"{change}|start|0|{start}", networks[0])
-            said.append(networks[0].logits(frames.measured[0]))
         settings = {"home": FOLDS, "all": FOLDS, "others": OTHERS}
         jobs = [(s, fold, start) for s, folds in settings.items() for start in range(STARTS) for fold in range(folds)]
         for first in range(0, len(jobs), SIDE_BY_SIDE):
@@ -234,7 +232,8 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
             for (setting, fold, start), network in some:
                 rows = frames.train_rows(setting, fold)
                 rows = rows[rows < len(frames.table)]  # the real ones
-                shift = fit_shift(said[start][rows], frames.label[rows], frames.shares(rows, options))
+                said = results[f"{change}|start|0|{start}"][rows].astype(float)
+                shift = fit_shift(said, frames.label[rows], frames.shares(rows, options))
                 network.mix(starts[options.findings][start], shift)
                 keep(f"{change}|{setting}|{fold}|{start}", network)
         np.savez(work / "results" / f".{name}.npz", ab=frames.ab, **results)
