@@ -157,7 +157,7 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
     "none": (),
     "light": (mirror, move, expose),
     "ultrasound": (cut, curve, mirror, move, expose, time_gain, speckle, coarsen, blur, sector, mark, erase),
-    "xray": (move, expose, grain, coarsen, blur, collimate, mark, erase),
+    "xray": (curve, move, expose, grain, coarsen, blur, collimate, mark, erase),
 }
 
 

@@ -76,3 +76,12 @@ def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
     image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
+
+
+def exchanged(image: Image.Image, other: Image.Image) -> Image.Image:
+    """The image with the grey values of another, the darkest for the darkest: equal histograms, as far as can be."""
+    grey, given = (np.asarray(each.convert("L")).ravel() for each in (image, other))
+    _, which, count = np.unique(grey, return_inverse=True, return_counts=True)
+    middle = (np.cumsum(count) - count / 2) / len(grey)  # the rank of each grey value, from 0 to 1
+    values = np.quantile(given, middle)[which].reshape(image.height, image.width)
+    return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
