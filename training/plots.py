@@ -172,7 +172,7 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
         style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
         axes.errorbar(places, values, errors, label=f"{result['name']} (n = {result['n']})", **style)
     axes.set_xticks(range(len(COMPARED)), list(COMPARED.values()), fontsize=9)
-    axes.set(title="95 % intervals over patients or clips", ylim=(-0.02, 1.02))
+    axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower left", fontsize=9)
     return figure

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from training.callbacks import learning_curves
-from training.plots import GRID, _precision_recall, _roc, performance, save, trust
+from training.plots import COMPARED, GRID, _precision_recall, _roc, comparison, performance, save, trust
 
 
 def of_sklearn(truth, score):
@@ -34,6 +34,16 @@ def table_of(label, sites):
     table = pd.DataFrame({"label": ["normal", label] * 10, "site": [f"S{number % sites}" for number in range(20)]})
     table = table.assign(group=table.index, prediction=label, distance=0.5, probability_normal=0.4)
     return {"labels": ["normal", label], "threshold": 0.5, "ece": 0.1}, table.assign(**{f"probability_{label}": 0.6})
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_what_evaluations_are_compared_by_lies_within_the_picture(number):
+    result = {"n": 240, "ci95": {name: [0.9, 1.0] for name in COMPARED}, **dict.fromkeys(COMPARED, 0.95)}
+    figure = comparison([result | {"name": f"external_{each}"} for each in range(number)])
+    figure.draw_without_rendering()
+    extent = figure.axes[0].get_tightbbox()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+    assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize("sites", [1, 4, 5])
