@@ -65,9 +65,9 @@ def even(image: Image.Image) -> Image.Image:
 
 def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A frame as another machine and operator might have shown it, for choosing methods."""
-    side = image.width
-    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * side).astype(int)
-    image = image.crop((left, top, side - right, side - bottom))
+    width, height = image.size
+    left, top, right, bottom = (rng.uniform(0, [0.2, 0.08, 0.2, 0.25]) * (width, height, width, height)).astype(int)
+    image = image.crop((left, top, width - right, height - bottom))
     low = int(rng.integers(24, 90))
     image = image.resize((low, int(low * rng.uniform(0.8, 1.25))), Image.Resampling.BOX)
     grey = np.asarray(image.convert("L"), float) / 255
@@ -75,7 +75,7 @@ def altered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     grey = ((grey - black) / max(white - black, 0.05)).clip(0, 1) ** rng.uniform(0.5, 1.8)
     grey = grey * rng.uniform(0.5, 1) + rng.uniform(0, 0.15)
     image = Image.fromarray((grey * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return mark(image.resize((side, side), Image.Resampling.BICUBIC), rng)
+    return mark(image.resize((width, height), Image.Resampling.BICUBIC), rng)
 
 
 def exchanged(image: Image.Image, other: Image.Image) -> Image.Image:
