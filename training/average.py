@@ -30,6 +30,7 @@ from training.card import write_card
 from training.cli import Parser, run
 from training.evaluate import report, require_own, rows_of_folds, select_rows, with_pixels
 from training.groups import with_groups
+from training.learned import ALSO
 from training.measure import measure
 from training.outputs import new_folder, read_again, refuse_existing
 from training.report import write_report
@@ -125,10 +126,13 @@ def _require_as_good(predictor: Predictor, truth: np.ndarray, seen: np.ndarray, 
 
 
 def _write_split(folders: Sequence[Path], work: Path) -> None:
-    split = pd.concat(map(read_split, folders))
+    listed = pd.concat(map(read_split, folders))
+    besides = listed["split"] == ALSO
+    split = listed[~besides]
     learned = split["path"].isin(split["path"][split["split"] == "train"])
-    split["split"] = np.where(learned, "train", "validation")  # of few folds, some images may be in no train part
-    split = split.drop_duplicates("path").sort_values("path")
+    # Of few folds, some images may be in no train part.
+    split = split.assign(split=np.where(learned, "train", "validation")).drop_duplicates("path")
+    split = pd.concat([split, listed[besides].drop_duplicates("pixels")]).sort_values("path", kind="stable")
     split.to_csv(work / "split.csv", index=False, lineterminator="\n")
 
 

@@ -19,6 +19,7 @@ from space.predictor import LEAST, Predictor
 from training import plots
 from training.calibration import Calibration
 from training.compare import compare
+from training.learned import LEARNED
 from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.model import labels_of
 from training.outputs import new_file
@@ -67,7 +68,7 @@ def measure(
         "name": name,
         "sites": sorted(set(table["site"]) - {""}),
         "synthetic": all("synthetic" in part.column_names and set(part["synthetic"]) == {"yes"} for part in parts),
-        "seen_in_training": sum(int(_listed(each, part, "train").sum()) for each, part in [(folder, rows), *folds]),
+        "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in [(folder, rows), *folds]),
         "elsewhere": all(_is_elsewhere(each, part) for each, part in [(folder, rows), *folds]),
         "folds": 1 + len(folds),
     } | assess(table, predictor.labels, prevalence)
@@ -78,7 +79,7 @@ def measure(
         told = _against(table, pd.concat([predict_rows(rival, part) for part in parts], ignore_index=True), result)
         seen = 0
         if (against / "split.csv").is_file():
-            seen = sum(int(_listed(against, part, "train").sum()) for part in parts)
+            seen = sum(int(_listed(against, part, *LEARNED).sum()) for part in parts)
         result["against"] = {"model": against.name, "seen_in_training": seen} | told
     method = method or predictor.methods[0]
     result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
@@ -198,4 +199,6 @@ def _is_elsewhere(folder: Path, rows: Dataset) -> bool:
     """Whether a model has learned from no site of the rows or, where sites are not known, from none of the rows."""
     split, sites = read_split(folder), set(rows["site"])
     home = set(split["site"][split["split"] != "test"])
-    return not _listed(folder, rows).any() if "" in sites | home else not sites & home
+    if sites & home - {""}:
+        return False
+    return not ("" in sites | home and _listed(folder, rows).any())

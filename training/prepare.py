@@ -66,7 +66,7 @@ def prepare(args: DataArguments) -> Prepared:
     elif (known & ~internal).any():
         parts["external"] = rows.select(np.flatnonzero(known & ~internal))
     if args.also:
-        parts["also"] = _labelled(_of_site(named[args.also], args.also))
+        parts["also"] = _labelled(named[args.also])
     if not known.all():
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
 
@@ -102,11 +102,6 @@ def _with_audit(rows: Dataset, found: pd.DataFrame) -> Dataset:
     for name in ("group", "merged", "pixels"):
         rows = rows.add_column(name, found[name].tolist(), feature=Value("string"))
     return rows
-
-
-def _of_site(rows: Dataset, name: str) -> Dataset:
-    """The rows as those of one site, so that `balance: sites` gives simulated frames of many the say of one."""
-    return rows.remove_columns("site").add_column("site", [name] * len(rows), feature=Value("string"))
 
 
 def _labelled(rows: Dataset) -> Dataset:

@@ -31,7 +31,7 @@ from training.fingerprint import require_readable
 from training.model import labels_of
 from training.outputs import read_again
 from training.sources import UNLABELLED, load_data
-from training.split import read_split
+from training.split import PARTS, read_split
 
 KEPT = ("license", "attribution", "synthetic")
 ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
@@ -146,7 +146,8 @@ def _licences(rows: Dataset) -> list[str]:
 
 def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
     """The split of each row, (n,) of text."""
-    split = read_split(model).set_index("path")[["pixels", "split"]]
+    split = read_split(model)
+    split = split[split["split"].isin(PARTS)].set_index("path")[["pixels", "split"]]
     sites = read_again(model / "recipe.yaml").get("sites")
     found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
     same = split["pixels"] == found.reindex(split.index)

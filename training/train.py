@@ -15,6 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from transformers import Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
@@ -36,6 +37,7 @@ from training.cli import run
 from training.evaluate import report
 from training.examples import Examples
 from training.interpolate import interpolate
+from training.learned import learned_by, seen_before, split_table
 from training.measure import measure
 from training.model import load_base, tells_as_many
 from training.outputs import move_into_place, read_again, refuse_existing, writing
@@ -79,10 +81,16 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     _tell(data, data_args, say)
     fitted = dict(data.parts)
     if data_args.also:
-        fitted["train"] = _together(data.parts["train"], data.parts["also"])
+        fitted["train"] = _together(data.parts["train"], _of_site(data.parts["also"], data_args.also))
     base = model_args
     if model_args.pretrain != "none":
         base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
+    learned = learned_by(base.model_name_or_path)
+    if seen := seen_before(learned, base.model_name_or_path, data.parts):
+        if data_args.strict:
+            raise InputError(f"{'; '.join(seen)}: take another base, or go on all the same with --strict false")
+        data.leaks.extend(seen)
+        say("\n".join([*seen, ""]))
     set_seed(training_args.seed)
     model, processor = load_base(base, data.home.features["label"].names)
 
@@ -113,7 +121,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     history |= _learned_from(data, base.model_name_or_path, recipe)
     if training_args.process_index == 0:
         with writing(final):
-            _save(work / "model", trainer, data, recipe, history)
+            _save(work / "model", trainer, data, learned, recipe, history)
             _keep_seen(work, work / "model", trainer.state)
             if model_args.keep_start:
                 say(f"\n{_keep_start(work / 'model', base, data.parts['train'])}")
@@ -154,6 +162,11 @@ def _digest(words: Iterable[str]) -> str:
     return sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
+def _of_site(rows: Dataset, name: str) -> Dataset:
+    """The rows as those of one site, so that `balance: sites` gives simulated frames of many the say of one."""
+    return rows.remove_columns("site").add_column("site", [name] * len(rows), feature=Value("string"))
+
+
 def _together(one: Dataset, other: Dataset) -> Dataset:
     shared = [name for name in one.column_names if name in other.column_names]
     return concatenate_datasets([one.select_columns(shared), other.select_columns(shared)])
@@ -168,8 +181,8 @@ def _pretrain(args: ModelArguments, say: Callable) -> Path:
         say(f"first {folder}, by {file}\n")
         train(*parsed, recipe)
         say("\nnow the model itself")
-    made, again = folder / "recipe.yaml", "move it away, and it is made anew"
-    if not made.is_file() or read_again(made) != recipe:
+    again = "move it away, and it is made anew"
+    if _recipe_of(folder) != recipe:
         raise InputError(
             f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; {again}"
         )
@@ -177,6 +190,13 @@ def _pretrain(args: ModelArguments, say: Callable) -> Path:
         raise InputError(f"{folder}: found a model of the phantom as another version drew it; {again}")
     say(f"starting from {folder}\n")
     return folder
+
+
+def _recipe_of(folder: Path) -> dict | None:
+    """The recipe in force for a model folder, with the defaults of keys that came later; None where it has none."""
+    with suppress(InputError):
+        return read_recipe([str(folder / "recipe.yaml")])[-1]
+    return None
 
 
 def _phantom_of(recipe: dict) -> str | None:
@@ -248,16 +268,11 @@ def _counts(rows: Dataset) -> dict[str, int]:
     return dict(zip(names, np.bincount(rows["label"], minlength=len(names)).tolist(), strict=True))
 
 
-def _save(folder: Path, trainer: Trainer, data: Prepared, recipe: dict, history: dict) -> None:
+def _save(folder: Path, trainer: Trainer, data: Prepared, learned: pd.DataFrame, recipe: dict, history: dict) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    split = pd.concat(
-        data.parts[part].select_columns(["path", "label", "group", "site", "pixels"]).to_pandas().assign(split=part)
-        for part in PARTS
-    ).drop_duplicates("path")  # an oversampled image is listed once
-    split["label"] = np.asarray(data.home.features["label"].names)[split["label"]]
-    split.sort_values("path").to_csv(folder / "split.csv", index=False, lineterminator="\n")
+    split_table(data.parts, learned).to_csv(folder / "split.csv", index=False, lineterminator="\n")
     (folder / "eval").mkdir()
     audit = data.audit | {"leaks": data.leaks}
     for name, told in (("training", history), ("audit", audit)):

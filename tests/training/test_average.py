@@ -68,6 +68,9 @@ def folds(small_model, small_home, tmp_path):
 def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(folds, small_home, capsys):
     mean = folds[0].parent / "mean"
     shutil.copy(folds[0] / "eval" / "test.json", folds[0] / "eval" / "folds_away.json")  # of the first fold alone
+    for folder in folds:
+        with open(folder / "split.csv", "a") as file:
+            file.write("of_the_base.png,normal,P1,C,0a,also\n")
     before = {path: path.read_bytes() for path in folds[0].rglob("*") if path.is_file()}
     command = [*map(str, folds), "--data", str(small_home), "--output", str(mean)]
     average.main(command)
@@ -77,6 +80,7 @@ def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(folds, sm
     assert distance(made, {name: (one[name].double() + two[name].double()) / 2 for name in one}) < 1e-6
 
     split, *of_folds = (pd.read_csv(folder / "split.csv").set_index("path")["split"] for folder in (mean, *folds))
+    assert [table.pop("of_the_base.png") for table in (split, *of_folds)] == ["also"] * 3
     learned = (of_folds[0] == "train") | (of_folds[1] == "train")
     assert split.to_dict() == learned.map({True: "train", False: "validation"}).to_dict()
     judged = pd.read_csv(mean / "eval" / "folds.csv").set_index("path")["probability_sick"]

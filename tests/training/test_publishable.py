@@ -134,7 +134,8 @@ def secret(tmp_path):
         ["train", "train", "test", "test", "train"],
     )
     model.mkdir()
-    split.to_csv(model / "split.csv", index=False)
+    besides = pd.DataFrame([["theirs.png", "P9", "0a", "also"]], columns=list(split))  # nothing of this is theirs
+    pd.concat([split, besides]).to_csv(model / "split.csv", index=False)
     (model / "config.json").write_text(json.dumps({"id2label": {"0": "normal", "1": "sick"}}))
     (model / "recipe.yaml").write_text(yaml.safe_dump({"split_by": "group", "data": str(data)}))
     return data, model
@@ -158,7 +159,7 @@ def test_nothing_of_a_file_but_its_pixels_leaves_the_machine(secret, tmp_path):
     assert {row["attribution"] for row in rows} == {"the Clinic"}
     assert {row["license"] for row in rows} == {"cc-by-4.0"}
     assert len({row["group"] for row in rows}) == 3
-    originals = {take(data / path).tobytes() for path in pd.read_csv(model / "split.csv")["path"]}
+    originals = {take(data / path).tobytes() for path in load_data(data)["path"]}
     assert {take(image).tobytes() for image in shown} == originals
 
 

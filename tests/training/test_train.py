@@ -19,6 +19,7 @@ from space.errors import InputError
 from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
+from training.arguments import read_recipe
 from training.phantom import write_phantom
 from training.processes import require_processes
 
@@ -195,6 +196,10 @@ def test_the_default_recipe_runs_from_a_local_folder(small_model, small_home, tm
 def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     small_model, small_home, tmp_path, capfd, monkeypatch
 ):
+    drawn, make_trainer = [], train.make_trainer
+    monkeypatch.setattr(
+        train, "make_trainer", lambda *given: drawn.append(set(given[2]["train"]["site"])) or make_trainer(*given)
+    )
     shown, save_samples = [], train.save_samples
     monkeypatch.setattr(train, "save_samples", lambda path, seen: shown.append(len(seen)) or save_samples(path, seen))
     write_phantom(tmp_path / "many", sites=10)
@@ -220,6 +225,11 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert told.index(f"first {tmp_path / 'first'}") < told.index(f"starting from {tmp_path / 'first'}")
     assert told.count("50% of the weights are those of the start, whose logits the train part shifts by normal") == 1
     assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
+    _, model_args, *_ = read_recipe([*command, "--model_name_or_path", str(small_model)])
+    older = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
+    del older["keep_start"]  # of a version that had no such key
+    (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(older))
+    assert train._pretrain(model_args, print) == tmp_path / "first"
     with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
         train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
     made = tmp_path / "first" / "eval" / "training.json"
@@ -229,7 +239,15 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
         train.main([*command, "--model_name_or_path", str(small_model), "--overwrite", "true"])
     split = pd.read_csv(tmp_path / "m" / "split.csv")
     simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
-    assert set(split["site"]) == {"A"}
+    besides = split["split"] == "also"
+    assert set(split["site"][~besides]) == {"A"}
+    before = [pd.read_csv(folder / "split.csv") for folder in (small_model, tmp_path / "first")]
+    learned = set().union(*(table["pixels"][table["split"] == "train"] for table in before))
+    assert len(learned) > len(simulated) / 2
+    assert learned <= set(split["pixels"][split["split"].isin(["train", "also"])])
+    evaluate.main([str(tmp_path / "m"), "--data", str(tmp_path / "many"), "--name", "many"])
+    told = json.loads((tmp_path / "m" / "eval" / "many.json").read_text())
+    assert (told["seen_in_training"], told["elsewhere"]) == (len(simulated), False)
     steps = json.loads((tmp_path / "m" / "trainer_state.json").read_text())["global_step"]
     card = (tmp_path / "m" / "README.md").read_text()
     assert f"trained besides on {tmp_path / 'many'}" in card
@@ -242,7 +260,24 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert licences[""] == len(simulated)
     fitted = (split["split"] == "train").sum() + len(simulated)
     assert steps == -(-fitted // 4)
+    assert drawn[-1] == {"A", str(tmp_path / "many")}  # simulated sites are drawn as often as one real one
     assert shown[-1] == fitted  # what a view is depends on how many images there are
+
+
+def test_what_a_base_has_learned_from_is_not_taken_for_new(small_model, small_home, tmp_path):
+    table = pd.read_csv(small_model / "split.csv")
+    taught = set(table["pixels"][table["split"] == "train"])
+    command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL, "--split_seed", "1"]
+    command[command.index("scratch:resnet-8-thin")] = str(small_model)
+    with pytest.raises(InputError, match=rf"{small_model} was trained on \d+ of \d+ images of the test part, images/"):
+        train.main(command)
+    assert not (tmp_path / "m").exists()
+    train.main([*command, "--strict", "false", "--num_train_epochs", "1"])
+    split = pd.read_csv(tmp_path / "m" / "split.csv")
+    seen = split["pixels"][split["split"] == "test"].isin(taught).sum()
+    assert json.loads((tmp_path / "m" / "eval" / "test.json").read_text())["seen_in_training"] == seen > 0
+    leaks = json.loads((tmp_path / "m" / "eval" / "audit.json").read_text())["leaks"]
+    assert f"{small_model} was trained on {seen} of " in leaks[-1]
 
 
 def test_an_existing_folder_is_refused_unless_it_may_be_replaced(small_home, tmp_path):

@@ -1,0 +1,73 @@
+"""What a model has learned from: kept along when it becomes a base, wherever that lies."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from space.errors import InputError
+from training import measure
+from training.learned import COLUMNS, learned_by, seen_before, split_table
+
+BASE = pd.DataFrame([["theirs.png", "covid", "P1", "C", "aa"], ["again.png", "sick", "P2", "C", "bb"]], columns=COLUMNS)
+
+
+@pytest.fixture
+def learned(small_model, tmp_path):
+    """The small model's folder, of which two images of another site were learned besides."""
+    folder = shutil.copytree(small_model, tmp_path / "model")
+    split = pd.read_csv(folder / "split.csv", dtype=str)
+    pd.concat([split, BASE.assign(split="also")]).to_csv(folder / "split.csv", index=False)
+    return folder
+
+
+def test_a_base_passes_on_what_it_was_trained_on_and_what_its_own_base_was(learned, small_model):
+    split = pd.read_csv(small_model / "split.csv", dtype=str)
+    table = learned_by(str(learned))
+    assert set(table["pixels"]) == {*split["pixels"][split["split"] == "train"], "aa", "bb"}
+    assert set(table["split"]) == {"also"}
+
+
+@pytest.mark.xdist_group("hub")
+def test_a_base_on_the_hub_does_too_and_what_is_no_model_folder_passes_on_nothing(hub, client, learned, tmp_path):
+    hub.add("model", "clinic/base", learned)
+    (learned / "split.csv").unlink()
+    (tmp_path / "weights").mkdir()
+    hub.add("model", "clinic/lost", learned)
+    code = "from training.learned import learned_by; print(*(len(learned_by(base)) for base in {}))"
+    bases = ["clinic/base", "clinic/lost", "scratch:resnet-18", str(learned), str(tmp_path / "weights")]
+    count, *others = map(int, client.read(code.format(bases)).split())
+    assert count > 2
+    assert others == [0] * 4
+
+
+def test_a_base_whose_table_is_spoiled_is_refused(learned):
+    (learned / "split.csv").write_text("nothing")
+    with pytest.raises(InputError, match="split.csv: found no table of path, pixels and split"):
+        learned_by(str(learned))
+
+
+def test_the_table_has_what_a_part_learned_only_once_and_what_is_measured_though_the_base_knows_it(parts):
+    first, held = ({name: parts[part][0][name] for name in COLUMNS} for part in ("train", "test"))
+    assert first["pixels"] != held["pixels"]
+    base = pd.concat([BASE, BASE[:1], pd.DataFrame([first, held]).assign(label="sick")]).assign(split="also")
+    both = {part: parts[part] for part in ("train", "validation", "test")}
+    table = split_table(both | {"also": parts["external"]}, base)
+    assert list(table.columns) == [*COLUMNS, "split"]
+    assert table["path"].is_monotonic_increasing
+    also = table[table["split"] == "also"]
+    assert sorted(also["pixels"]) == sorted([*parts["external"]["pixels"], "aa", "bb", held["pixels"]])
+    own = table[table["split"] != "also"]
+    assert sorted(own["pixels"]) == sorted(pixels for rows in both.values() for pixels in rows["pixels"])
+    assert seen_before(base, "mine", both) == [
+        f"mine was trained on 1 of {len(parts['test'])} images of the test part, {held['path']} for one"
+    ]
+
+
+def test_a_site_that_was_learned_besides_is_not_elsewhere(learned, parts):
+    there = parts["external"].select(range(2))
+    assert measure._is_elsewhere(learned, there.remove_columns("site").add_column("site", ["D", "D"]))
+    assert not measure._is_elsewhere(learned, there.remove_columns("site").add_column("site", ["C", "D"]))
+    split = pd.read_csv(learned / "split.csv", dtype=str, keep_default_na=False)
+    split.assign(site=split["site"].mask(split["path"] == "again.png", "")).to_csv(learned / "split.csv", index=False)
+    assert not measure._is_elsewhere(learned, there.remove_columns("site").add_column("site", ["C", "C"]))

@@ -1,0 +1,62 @@
+"""What a model has learned from, its base included, so that no such image is taken for a new one.
+
+In split.csv these are the train part and, as `also`, what was learned besides, or before, by the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from transformers.utils import cached_file
+
+from training.split import PARTS, read_split
+
+ALSO = "also"
+LEARNED = ("train", ALSO)
+COLUMNS = ["path", "label", "group", "site", "pixels"]
+
+
+def learned_by(base: str) -> pd.DataFrame:
+    """What a base, as in model_name_or_path, has learned from: COLUMNS of its images, which are as `also` in split.csv.
+
+    Empty unless it is a model folder, here or on the Hub. Raises InputError when its split.csv is no such table.
+    """
+    files = [] if base.startswith("scratch:") else [_fetch(base, name) for name in ("recipe.yaml", "split.csv")]
+    if not files or None in files:
+        return pd.DataFrame(columns=[*COLUMNS, "split"], dtype=str)
+    table = read_split(Path(files[-1]).parent)
+    return table[table["split"].isin(LEARNED)].assign(split=ALSO)
+
+
+def _fetch(base: str, name: str) -> str | None:
+    """The path of a file of a folder, or of a repository on the Hub; None where it cannot be had."""
+    without = {f"_raise_exceptions_for_{why}": False for why in ("missing_entries", "connection_errors", "gated_repo")}
+    return cached_file(base, name, **without)
+
+
+def seen_before(learned: pd.DataFrame, base: str, parts: Mapping[str, Dataset]) -> list[str]:
+    """Where the base has `learned` from images that are to choose or to measure the model, a line for each part."""
+    lines = []
+    for part in [name for name in ("validation", "test", "external") if name in parts]:
+        seen = np.flatnonzero(np.isin(parts[part]["pixels"], learned["pixels"]))
+        if len(seen):
+            found, first = f"{len(seen)} of {len(parts[part])} images", parts[part]["path"][int(seen[0])]
+            lines.append(f"{base} was trained on {found} of the {part} part, {first} for one")
+    return lines
+
+
+def split_table(parts: Mapping[str, Dataset], learned: pd.DataFrame) -> pd.DataFrame:
+    """split.csv of a model: every image of its parts once, and what it or its base (`learned`) learned from besides."""
+    rows = pd.concat(
+        parts[part].select_columns(COLUMNS).to_pandas().assign(split=part) for part in (*PARTS, ALSO) if part in parts
+    )
+    rows["label"] = np.asarray(parts["train"].features["label"].names)[rows["label"]]
+    rows = pd.concat([rows, learned]).fillna("").reindex(columns=[*COLUMNS, "split"])
+    besides = rows["split"] == ALSO
+    known = rows["pixels"].isin(rows["pixels"][rows["split"] == "train"]) | rows.duplicated(["pixels", "split"])
+    own = rows[~besides].drop_duplicates("path")  # an oversampled image is listed once
+    return pd.concat([own, rows[besides & ~known]]).sort_values("path", kind="stable")
