@@ -143,6 +143,7 @@ def _quantise_onnx(predictor: Predictor, work: Path, batches: list[np.ndarray]) 
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=True,  # of weights, to 7 bits: on processors without VNNI sums of products of 8 bits overflow
         extra_options={"CalibMovingAverage": True},  # the range of most images, not that of the one furthest out
     )
     prepared.unlink()

@@ -30,12 +30,12 @@ def test_a_base_passes_on_what_it_was_trained_on_and_what_its_own_base_was(learn
 
 @pytest.mark.xdist_group("hub")
 def test_a_base_on_the_hub_does_too_and_what_is_no_model_folder_passes_on_nothing(hub, client, learned, tmp_path):
-    hub.add("model", "clinic/base", learned)
+    hub.add("model", "clinic/taught", learned)
     (learned / "split.csv").unlink()
     (tmp_path / "weights").mkdir()
-    hub.add("model", "clinic/lost", learned)
+    hub.add("model", "clinic/untaught", learned)
     code = "from training.learned import learned_by; print(*(len(learned_by(base)) for base in {}))"
-    bases = ["clinic/base", "clinic/lost", "scratch:resnet-18", str(learned), str(tmp_path / "weights")]
+    bases = ["clinic/taught", "clinic/untaught", "scratch:resnet-18", str(learned), str(tmp_path / "weights")]
     count, *others = map(int, client.read(code.format(bases)).split())
     assert count > 2
     assert others == [0] * 4
