@@ -87,10 +87,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
     learned = learned_by(base.model_name_or_path)
     if seen := seen_before(learned, base.model_name_or_path, data.parts):
-        if data_args.strict:
-            raise InputError(f"{'; '.join(seen)}: take another base, or go on all the same with --strict false")
-        data.leaks.extend(seen)
-        say("\n".join([*seen, ""]))
+        _own_up(seen, data, data_args.strict, say)
     set_seed(training_args.seed)
     model, processor = load_base(base, data.home.features["label"].names)
 
@@ -145,6 +142,14 @@ def _tell(data: Prepared, args: DataArguments, say: Callable) -> None:
     say(f"{brief(data.audit, data.leaks)}\n")
     say(f"images of each class\n{class_counts(_balancing(data, args))}\n")
     say(f"split by {args.split_by}\n{class_counts(data.parts)}\n{data.deviation}\n")
+
+
+def _own_up(seen: list[str], data: Prepared, strict: bool, say: Callable) -> None:
+    """End the run because of what its base has seen, or put that among the leaks and say it."""
+    if strict:
+        raise InputError(f"{'; '.join(seen)}: take another base, or go on all the same with --strict false")
+    data.leaks.extend(seen)
+    say("\n".join([*seen, ""]))
 
 
 def _circumstances(fitted: dict[str, Dataset], args: TrainingArguments) -> dict:
