@@ -103,8 +103,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     callbacks = [saves] if saves else []
     trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
     if training_args.process_index == 0:
-        seen = Examples(fitted["train"], processor, model_args.augment, training_args.seed)
-        save_samples(work / "samples.png", seen)
+        shown = Examples(fitted["train"], processor, model_args.augment, training_args.seed)
+        save_samples(work / "samples.png", shown)
     say(
         f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
         f"process(es), {training_args.mode}"

@@ -55,6 +55,7 @@ CHANGES = {
     "none of the start's weights": Change(keep=0),
     "a quarter of the start's weights": Change(keep=0.25),
     "dropout of a half": Change(dropout=0.5),
+    "sides of healthy frames": Change(splice=0.5),
 }
 
 

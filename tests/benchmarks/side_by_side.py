@@ -32,6 +32,7 @@ class Change:
     findings: float = 0.0  # weight of telling the phantom's findings apart, as a second task
     dropout: float = 0.0  # of the pooled features
     keep: float = 0.5  # how much of the start's weights stays: see training/interpolate.py
+    splice: float = 0.0  # share of the frames of which a side is taken from a healthy frame of the batch
 
 
 class Network:
@@ -106,8 +107,10 @@ class Network:
             keys = self.plan.index_select(0, self.at)[0]
             for rate in self.rates:
                 rate.copy_(self.schedule.index_select(0, self.at)[0])
-            batch = self._pixels(self.pool.index_select(0, keys))
-            batch = (batch, self.labels.index_select(0, keys), self.findings.index_select(0, keys))
+            frames, labels = self.pool.index_select(0, keys), self.labels.index_select(0, keys)
+            if self.change.splice:
+                frames = spliced(frames, labels, self.change.splice)
+            batch = (self._pixels(frames), labels, self.findings.index_select(0, keys))
             torch._foreach_zero_(gradients)
         self._gradient(*batch)
         if self.change.rho:
@@ -173,6 +176,23 @@ class Network:
         told = [self.model(self._pixels(some)).logits.float().cpu() for some in frames.split(512)]
         self.model.train()
         return torch.cat(told).numpy()
+
+
+def spliced(frames: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+    """Replace a side of a share of the frames, a quarter to a half of the width, by that of a healthy one.
+
+    frames (batch, height, width), labels (batch,), 0 for healthy. Labels stay right where what is left shows the signs,
+    and seams, like the machines of healthy frames, are then as common in both classes.
+    """
+    count, width = len(frames), frames.shape[-1]
+    chance = torch.rand(3, count, device=frames.device)
+    healthy = (labels == 0).expand(count, count)
+    donors = torch.rand(count, count, device=frames.device).masked_fill(~healthy, -1).argmax(dim=1)
+    cut = ((0.25 + 0.25 * chance[0]) * width).floor()[:, None]
+    column = torch.arange(width, device=frames.device)
+    column = torch.where(chance[1, :, None] < 0.5, column, width - 1 - column)
+    replaced = (column < cut) & (chance[2, :, None] < share) & healthy.any()
+    return torch.where(replaced[:, None], frames[donors], frames)
 
 
 def run(networks: list[Network]) -> None:
