@@ -181,8 +181,8 @@ class Network:
 def spliced(frames: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
     """Replace a side of a share of the frames, a quarter to a half of the width, by that of a healthy one.
 
-    frames (batch, height, width), labels (batch,), 0 for healthy. Labels stay right where what is left shows the signs,
-    and seams, like the machines of healthy frames, are then as common in both classes.
+    frames (batch, height, width), labels (batch,), 0 for healthy. Labels stay right where what is left shows the signs;
+    seams are then almost as common in healthy frames, which may meet themselves, as in sick ones.
     """
     count, width = len(frames), frames.shape[-1]
     chance = torch.rand(3, count, device=frames.device)
