@@ -99,7 +99,9 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
         labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
     stored = part.cast_column(picture, Image(decode=False))[picture]
     files = [image and (image["path"] or "").rpartition("/")[2] for image in stored]
-    paths = [f"{split}/{index}-{file or ''}".rstrip("-") for index, file in enumerate(files)]
+    numbered = [f"{index}-{file or ''}".rstrip("-") for index, file in enumerate(files)]
+    names = files if all(files) and len(set(files)) == len(files) else numbered  # groups are proposed from files' names
+    paths = [f"{split}/{name}" for name in names]
     if labelled and None in files:
         raise InputError(f"{place}: {files.count(None)} rows hold no image, {paths[files.index(None)]} for one")
     columns = {

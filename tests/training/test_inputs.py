@@ -11,6 +11,7 @@ from PIL import Image
 from space.errors import InputError
 from space.predictor import Predictor
 from tests.images import write_images, write_table
+from training.groups import with_groups
 from training.inputs import find_inputs
 from training.sources import load_data
 
@@ -158,9 +159,21 @@ def test_a_data_set_of_the_hub_needs_no_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(test=rows))
     found = list(find_inputs(["user/name"]))
     assert [(given.path, given.group) for given in found] == (
-        [("user/name/test/0-1.png", "p"), ("user/name/test/1-2.png", "q")]
+        [("user/name/test/1.png", "p"), ("user/name/test/2.png", "q")]
     )
     assert found[0].source["path"] == str(tmp_path / "1.png")
+
+
+def test_groups_of_a_data_set_of_the_hub_are_proposed_from_the_names_of_its_files(tmp_path, monkeypatch):
+    names = [f"clip{clip}_frame{frame}.png" for clip in range(6) for frame in range(4)]
+    write_images(tmp_path, *names)
+    rows = datasets.Dataset.from_dict(
+        {"image": [str(tmp_path / name) for name in names], "label": ["sick", "normal"] * 12},
+        datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")}),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=rows))
+    groups = with_groups(load_data("user/name"))["group"]
+    assert list(groups) == [f"clip{clip}" for clip in range(6) for _ in range(4)]
 
 
 def test_a_row_of_the_hub_without_an_image_is_a_reason_and_no_data_to_train_on(tmp_path, monkeypatch):
