@@ -66,6 +66,9 @@ def audit_data(named: Mapping[str, Dataset], turned: bool = False, sites: Sequen
     rows = concatenate_datasets([part.select_columns(["image", "path"]) for part in named.values()])
     prints = take_fingerprints(rows)
     images["pixels"] = prints.facts["pixels"]
+    if len(named) > 1:  # train here and train there are two parts
+        apart = (images["part"] != "") & (images["part"] != images["data"])
+        images.loc[apart, "part"] = images["data"] + ": " + images["part"]
     pairs = _copies(images["pixels"], prints, turned)
     sources = {name: _propose_groups(images, name) for name in named}
     number = images["data"].map({name: str(index) for index, name in enumerate(named)})
@@ -127,8 +130,13 @@ def _table(name: str, rows: Dataset) -> pd.DataFrame:
     table.insert(0, "data", name)
     table["label"] = names[np.asarray(rows["label"], int)] if len(rows) else ""  # UNLABELLED, -1, is the last one
     given = list(rows["split"]) if "split" in rows.column_names else []
-    table["part"] = [PART_OF.get(part.lower(), part) for part in given] if any(given) else name
+    table["part"] = [_part(part) for part in given] if any(given) else name
     return table
+
+
+def _part(given: str) -> str:
+    """What a split's word means; of a published one (training/publishable.py) two words mean no part."""
+    return "" if given in ("unlabelled", "left_out") else PART_OF.get(given.lower(), given)
 
 
 def _copies(pixels: pd.Series, prints: Fingerprints, turned: bool) -> pd.DataFrame:

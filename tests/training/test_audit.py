@@ -96,7 +96,7 @@ def test_the_printed_page_says_what_matters_in_words(audited, home):
     printed = audited[1].stdout
     for line in (
         f"{home}: 63 images in 23 groups (given)",
-        "leak: 1 pairs of exact copies stand in different parts, 00-0.png (test) and normal/theirs.png",
+        f"leak: 1 pairs of exact copies stand in different parts, 00-0.png ({home}: test) and normal/theirs.png",
         "warning: 1 images cannot be read",
         f"warning: {home}: 1 image files are not in its metadata.csv and are left out, forgotten.png for one",
         "warning: 1 pairs of near copies have different labels",
@@ -129,6 +129,29 @@ def test_images_without_a_part_and_other_words_for_one_are_no_leak(tmp_path):
         tmp_path / "metadata.csv", ["file_name", "label", "group", "split"], *rows, ["3.png", "normal", "b", "val"]
     )
     assert audit.audit_data({"home": load_data(tmp_path)}).report["leaks"] == []
+
+
+def test_a_copy_in_two_data_sets_that_are_both_split_is_a_leak(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for name in range(4):
+            Image.fromarray(speckle(name + 9 * (place == "there" and name > 0))).save(tmp_path / place / f"{name}.png")
+        rows = [[f"{name}.png", "normal", f"g{name}", "train" if name < 2 else "test"] for name in range(4)]
+        write_table(tmp_path / place / "metadata.csv", ["file_name", "label", "group", "split"], *rows)
+    named = {str(tmp_path / place): load_data(tmp_path / place) for place in ("here", "there")}
+    (leak,) = audit.audit_data(named).report["leaks"]
+    assert leak.startswith("1 pairs of exact copies stand in different parts, 0.png (")
+    assert leak.endswith("/there: train) for one")
+
+
+def test_what_was_left_out_of_a_published_split_is_in_no_part(tmp_path):
+    for name in range(4):
+        Image.fromarray(speckle(name)).save(tmp_path / f"{name}.png")
+    rows = [["0.png", "sick", "a", "train"], ["1.png", "sick", "a", "left_out"], ["2.png", "", "a", "unlabelled"]]
+    write_table(
+        tmp_path / "metadata.csv", ["file_name", "label", "group", "split"], *rows, ["3.png", "normal", "b", "test"]
+    )
+    assert audit.audit_data({"published": load_data(tmp_path)}).report["leaks"] == []
 
 
 def test_groups_are_proposed_from_names_where_none_are_given_and_shown(home, tmp_path, capsys):
