@@ -21,6 +21,7 @@ PART_OF = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+ASIDE = ("external", "unlabelled", "left_out")  # what a published split says besides: see training/publishable.py
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
 OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own

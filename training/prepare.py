@@ -48,15 +48,19 @@ def prepare(args: DataArguments) -> Prepared:
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
     require_sites([*(args.sites or []), *([args.test_site] if args.test_site else [])], rows)
     internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
-    known = labels != UNLABELLED
-    home = rows.select(np.flatnonzero(known & internal))
+    known, spare = labels != UNLABELLED, np.zeros(len(rows), bool)
+    if args.split_by == "column" and "split" in rows.column_names:
+        given = np.asarray(rows["split"])
+        internal, spare = internal & (given != "external"), given == "left_out"
+    of_home = np.flatnonzero(known & internal & ~spare)
+    home = rows.select(of_home)
     _require_classes(home, args)
     require_test_part(home, args)
 
     images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
     named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
     rows = named[args.data]
-    home = rows.select(np.flatnonzero(known & internal))
+    home = rows.select(of_home)
     parts = split(balance_all(home, args), args)
     _require_parts(parts, rows.features["label"].names, args)
     off = deviation(parts, args)
@@ -71,8 +75,10 @@ def prepare(args: DataArguments) -> Prepared:
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
 
     leaks = _leaks(images, pairs, parts, args)
-    if leaks and args.strict and args.split_by != "image":
-        raise InputError(f"{'; '.join(leaks)}: mend the data, or go on all the same with --strict false")
+    by_image = args.split_by == "image"
+    unasked = _leaks(images, pairs, parts, args, as_one=True) if leaks and by_image else leaks
+    if unasked and args.strict:
+        raise InputError(f"{'; '.join(unasked)}: mend the data, or go on all the same with --strict false")
     return Prepared(DatasetDict(parts), home, report, leaks, off)
 
 
@@ -108,8 +114,13 @@ def _labelled(rows: Dataset) -> Dataset:
     return rows.select(np.flatnonzero(np.asarray(rows["label"]) != UNLABELLED))
 
 
-def _leaks(images: pd.DataFrame, pairs: pd.DataFrame, parts: Mapping[str, Dataset], args: DataArguments) -> list[str]:
+def _leaks(
+    images: pd.DataFrame, pairs: pd.DataFrame, parts: Mapping[str, Dataset], args: DataArguments, as_one: bool = False
+) -> list[str]:
+    """What stands in more than one part, a line each; as_one: what train, validation and test share is none."""
     part_of, named = {}, {"unlabelled": "", "also": "train"}
+    if as_one:
+        named = dict.fromkeys(PARTS, "internal") | {"unlabelled": ""}
     for part, rows in parts.items():
         data = {"external": args.external, "also": args.also}.get(part) or args.data
         part_of |= {(data, path): named.get(part, part) for path in rows["path"]}

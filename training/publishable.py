@@ -28,13 +28,14 @@ from space.remote import read_content
 from training.audit import audit_data
 from training.card import find_template, plain
 from training.fingerprint import require_readable
+from training.listings import ASIDE
 from training.model import labels_of
 from training.outputs import read_again
 from training.sources import UNLABELLED, load_data
 from training.split import PARTS, read_split
 
 KEPT = ("license", "attribution", "synthetic")
-ORDER = ("train", "validation", "test", "external", "unlabelled", "left_out")
+ORDER = (*PARTS, *ASIDE)
 IMAGES_A_FILE = 500
 PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds as it is
 SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones

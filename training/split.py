@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.listings import PART_OF
+from training.listings import ASIDE, PART_OF
 
 PARTS = ("train", "validation", "test")
 
@@ -31,7 +31,7 @@ def require_test_part(rows: Dataset, args: DataArguments) -> None:
     if args.split_by == "column":
         if "split" not in rows.column_names:
             raise InputError(f"{args.data}: split_by: column needs a column split of {', '.join(PARTS)}")
-        if strange := sorted({value for value in rows["split"] if value and value.lower() not in PART_OF}):
+        if strange := sorted({value for value in rows["split"] if value and value.lower() not in {*PART_OF, *ASIDE}}):
             raise InputError(f"{args.data}: found split {strange[0]!r}; expected {', '.join(PARTS)}, or nothing")
     if args.test_site and not {args.test_site} < set(rows["site"]):
         sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"

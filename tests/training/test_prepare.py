@@ -147,6 +147,23 @@ def test_a_given_split_is_kept_and_a_validation_part_is_taken_from_train(plain):
     assert not set(parts["validation"]["group"]) & set(parts["train"]["group"])
 
 
+def test_a_split_that_was_published_is_trained_on_as_it_was(clips, tmp_path):
+    """With images of another site, which are measured, and such as balancing had left out."""
+    rows = load_data(clips)
+    part_of = {"p0": "left_out", "p1": "left_out", "p2": "validation", "p3": "validation"} | dict.fromkeys(
+        (f"p{patient}" for patient in range(16, 24)), "external"
+    )
+    table = [
+        [str(clips / path), ("normal", "sick")[label], group, part_of.get(group, given)]
+        for path, label, group, given in zip(*(rows[name] for name in ("path", "label", "group", "split")), strict=True)
+    ]
+    write_table(tmp_path / "list.csv", ["path", "label", "group", "split"], *table)
+    parts = prepare(DataArguments(str(tmp_path / "list.csv"), split_by="column", balance_scope="all")).parts
+    for part in (*PARTS, "external"):
+        assert set(parts[part]["split"]) == {part}
+        assert len(parts[part]) == [row[-1] for row in table].count(part)
+
+
 def test_how_far_the_parts_are_from_what_was_wanted_is_told(plain):
     assert re.fullmatch(
         r"furthest from the wanted shares: \w+ of the \w+ part, [+-]\d images from \d+", plain.deviation
@@ -199,6 +216,19 @@ def test_a_copy_at_the_other_site_stops_the_run(clips, tmp_path):
     with pytest.raises(InputError, match=r"1 pairs of near copies stand in different parts, 1-0.png \(\w+\) and "):
         prepare(DataArguments(**args))
     assert len(prepare(DataArguments(**args, strict=False)).parts["external"]) == 2
+
+
+def test_a_copy_at_the_other_site_stops_the_run_also_where_a_split_by_image_was_asked_for(clips, tmp_path):
+    for name in ("normal", "sick"):
+        (tmp_path / "away" / name).mkdir(parents=True)
+    shutil.copy(clips / "1-0.png", tmp_path / "away" / "normal" / "theirs.png")
+    Image.fromarray(speckle(5000)).save(tmp_path / "away" / "sick" / "other.png")
+    args = {"data": str(clips), "split_by": "image"}
+    assert "groups stand in more than one part" in prepare(DataArguments(**args)).leaks[0]
+    with pytest.raises(
+        InputError, match=r"^1 pairs of exact copies stand .* \(internal\) and .*theirs.png \(external\)"
+    ):
+        prepare(DataArguments(**args, external=str(tmp_path / "away")))
 
 
 def test_what_is_trained_on_besides_is_a_part_of_its_own_and_must_not_hold_what_is_measured(clips, plain, tmp_path):
