@@ -31,6 +31,7 @@ from training.fingerprint import require_readable
 from training.listings import ASIDE
 from training.model import labels_of
 from training.outputs import read_again
+from training.repositories import TAG
 from training.sources import UNLABELLED, load_data
 from training.split import PARTS, read_split
 
@@ -112,7 +113,7 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
         license=only or "other",
         license_name=None if only else ("several" if len(licences) > 1 else "see-the-card"),
         task_categories=["image-classification"],
-        tags=["chest", "medical", "chest-opacity", *(["synthetic"] if synthetic else [])],
+        tags=["chest", "medical", TAG, *(["synthetic"] if synthetic else [])],
         configs=[
             {
                 "config_name": "default",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.repocard_data import CardData
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from space.errors import InputError
@@ -23,14 +25,14 @@ from training.hub import FILES, plainly
 
 Kind = Literal["model", "dataset", "space"]
 
-# What push writes into a repository of each kind, and so may take out of it again; and what marks one as written by it.
+# What push writes into a repository of each kind, and so may take out of it again.
 OURS: dict[Kind, tuple[str, ...]] = {
     "model": tuple(FILES),
     "dataset": ("README.md", "data/*-?????-of-?????.parquet"),
     "space": ("*.py", "README.md", "requirements.txt", "page.css", "examples/*", "languages/*.toml"),
 }
 CHECKPOINTS = ("last-checkpoint/*", "best-checkpoint/*")  # of a run that is under way; a whole model needs none
-MARK: dict[Kind, str] = {"model": "recipe.yaml", "dataset": "data/*-?????-of-?????.parquet", "space": "predictor.py"}
+TAG = "chest-opacity"  # in the card of each data set, whose files are named as those of anybody else
 NEUTRAL = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # may stand in a repository made by hand
 
 
@@ -109,7 +111,7 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         there = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
     strange = [name for name in there if not matches(name, NEUTRAL)]
-    if strange and not any(matches(name, (MARK[upload.kind],)) for name in there):
+    if strange and not _is_ours(upload.kind, there, head.card_data):
         raise InputError(f"{upload}: it exists and holds something else, {strange[0]} for one; choose another name")
     names = _card_last(upload.files)
     ours = OURS[upload.kind] + (CHECKPOINTS if upload.kind == "model" else ())
@@ -121,6 +123,13 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
         changed=[name for name in names if name in there and not _is(upload.files[name], there[name])],
         deleted=[name for name in there if name not in upload.files and matches(name, ours)],
     )
+
+
+def _is_ours(kind: Kind, names: Collection[str], card: CardData | None) -> bool:
+    """Whether a repository with these files and this card's data was written by push."""
+    if kind == "dataset":
+        return bool(card) and TAG in (card.get("tags") or [])
+    return {"model": "recipe.yaml", "space": "predictor.py"}[kind] in names
 
 
 def fresh(upload: Upload, revision: str | None = None) -> Plan:

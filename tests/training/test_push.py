@@ -203,6 +203,19 @@ FAULTS = [
 ]
 
 
+def test_a_data_set_of_others_is_left_alone_though_its_files_are_named_alike(
+    hub, client, model, small_phantom, tmp_path
+):
+    (tmp_path / "theirs" / "data").mkdir(parents=True)
+    (tmp_path / "theirs" / "data" / "train-00000-of-00001.parquet").write_text("theirs")
+    (tmp_path / "theirs" / "README.md").write_text("---\ntags: [speech]\n---\nTheirs.\n")
+    hub.add("dataset", "clinic/theirs", tmp_path / "theirs")
+    told = client.run("push", model, "--repo", "clinic/mine", "--dataset", "clinic/theirs", "--data", small_phantom)
+    assert told.code == 1
+    assert "it exists and holds something else, data/train-00000-of-00001.parquet for one" in told.line
+    assert hub.repository("dataset", "clinic/theirs").read("README.md").decode().endswith("Theirs.\n")
+
+
 @pytest.mark.parametrize(("faults", "words", "token", "message"), FAULTS)
 def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, model, faults, words, token, message):
     if words == ["clinic/taken"]:
