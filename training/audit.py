@@ -69,7 +69,7 @@ def audit_data(named: Mapping[str, Dataset], turned: bool = False, sites: Sequen
     if len(named) > 1:  # train here and train there are two parts
         apart = (images["part"] != "") & (images["part"] != images["data"])
         images.loc[apart, "part"] = images["data"] + ": " + images["part"]
-    pairs = _copies(images["pixels"], prints, turned)
+    pairs = find_copies(prints, turned)
     sources = {name: _propose_groups(images, name) for name in named}
     number = images["data"].map({name: str(index) for index, name in enumerate(named)})
     images["merged"] = merge((number + ":" + images["group"]).tolist(), pairs[["one", "other"]].to_numpy(int))
@@ -139,9 +139,9 @@ def _part(given: str) -> str:
     return "" if given in ("unlabelled", "left_out") else PART_OF.get(given.lower(), given)
 
 
-def _copies(pixels: pd.Series, prints: Fingerprints, turned: bool) -> pd.DataFrame:
-    """All pairs of copies; of a set of exact ones each with the first."""
-    exact = [(first, other) for first, *others in same_pixels(pixels) for other in others]
+def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
+    """All pairs of copies; of a set of exact ones each with the first. Columns: one, other, kind, likeness."""
+    exact = [(first, other) for first, *others in same_pixels(prints.facts["pixels"]) for other in others]
     later = {other for _, other in exact}
     near, likeness = near_copies(prints.thumbnails, turned)
     rows = [(one, other, "exact", 1.0) for one, other in exact]

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from space.errors import InputError
 from space.predictor import Predictor
 from space.saliency import METHODS
+from training.audit import find_copies
 from training.card import EXPORT, MADE, MOST_SUBGROUPS, is_evaluation, write_card
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
-from training.groups import with_groups
+from training.groups import merge, with_groups
 from training.hub import model_folder
 from training.measure import measure
 from training.report import write_report
@@ -31,10 +32,13 @@ from training.tables import classification_tables, in_words
 
 
 def with_pixels(rows: Dataset) -> Dataset:
-    """The rows with the column pixels, the hash of each image's content. Raises InputError when some cannot be read."""
-    facts = take_fingerprints(rows).facts
-    require_readable(rows, facts["broken"].tolist())
-    return rows.add_column("pixels", facts["pixels"].tolist())
+    """The rows with the column pixels, the hash of each image's content, and groups that share copies joined, as train
+    joins them: copies tell no more than one image. Raises InputError when some cannot be read."""
+    prints = take_fingerprints(rows)
+    require_readable(rows, prints.facts["broken"].tolist())
+    groups = merge(list(rows["group"]), find_copies(prints)[["one", "other"]].to_numpy(int))
+    rows = rows.remove_columns("group").add_column("group", groups, feature=Value("string"))
+    return rows.add_column("pixels", prints.facts["pixels"].tolist())
 
 
 def require_own(folder: Path, rows: Dataset) -> None:

@@ -103,10 +103,12 @@ def _audited(named: Mapping[str, Dataset], sites: Sequence[str] | None) -> tuple
 
 
 def _with_audit(rows: Dataset, found: pd.DataFrame) -> Dataset:
-    """The rows with the groups of the audit, their copies joined (merged), and the hash of their content."""
+    """The rows with the groups of the audit, joined where they share copies, by two names (merged: also of which data
+    set), and the hash of their content."""
+    joined = found["merged"].str.partition(":")[2]
     rows = rows.remove_columns("group")
-    for name in ("group", "merged", "pixels"):
-        rows = rows.add_column(name, found[name].tolist(), feature=Value("string"))
+    for name, values in {"group": joined, "merged": found["merged"], "pixels": found["pixels"]}.items():
+        rows = rows.add_column(name, values.tolist(), feature=Value("string"))
     return rows
 
 

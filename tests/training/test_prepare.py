@@ -10,6 +10,7 @@ from PIL import Image
 from space.errors import InputError
 from tests.images import speckle, write_table
 from training.arguments import DataArguments
+from training.evaluate import with_pixels
 from training.prepare import prepare
 from training.sources import load_data
 from training.split import PARTS, require_test_part, split
@@ -205,6 +206,23 @@ def test_copies_across_groups_are_never_in_two_parts(clips, tmp_path_factory, da
     for number, index in enumerate(originals):
         assert part_of[f"{number}.jpg"] == part_of[table[index][0]]
     assert not prepared.leaks
+
+
+def test_images_that_are_copies_of_one_count_as_one_patient_in_training_and_evaluation(clips, tmp_path):
+    rows = load_data(clips)
+    table = [
+        [str(clips / path), ("normal", "sick")[label], f"{path}{again}"]
+        for path, label in zip(rows["path"], rows["label"], strict=True)
+        for again in ("", " again")
+    ]
+    for line in table[1::2]:
+        shutil.copy(line[0], tmp_path / line[0].rpartition("/")[2])
+        line[0] = line[0].rpartition("/")[2]
+    write_table(tmp_path / "list.csv", ["path", "label", "group"], *table)
+    test = prepare(DataArguments(str(tmp_path / "list.csv"))).parts["test"]
+    assert len(test) == 2 * len(set(test["group"]))
+    again = with_pixels(load_data(tmp_path / "list.csv"))
+    assert len(again) == 2 * len(rows) == 2 * len(set(again["group"]))
 
 
 def test_a_copy_at_the_other_site_stops_the_run(clips, tmp_path):
