@@ -65,6 +65,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
                     type="filepath",
                     image_mode=None,
                     sources=["upload", "clipboard", "webcam"],
+                    webcam_options=gr.WebcamOptions(mirror=False),  # it would mirror the picture, not only its preview
                     height=240,
                     elem_id="image",
                 )

@@ -1,5 +1,7 @@
 """The page in a real browser: by mouse and by keyboard, wide and narrow, light and dark."""
 
+import base64
+import io
 import re
 import time
 import zipfile
@@ -18,6 +20,7 @@ from tests.conftest import ROOT
 from tests.dicom import write_dicom
 from tests.images import speckle, write_table
 from tests.page import ask
+from tests.space.conftest import CHROMIUM, FLAGS
 
 EXAMPLES = ROOT / "space" / "examples"
 CALLED = re.compile("calls this image (normal|sick)")
@@ -138,6 +141,28 @@ def test_uploads_are_answered_or_refused_in_one_line(page, tmp_path):
     chooser.value.set_files(scan)
     expect(seen.locator(".answer h2")).to_contain_text(CALLED, timeout=15_000)
     expect(seen).to_contain_text("this is the first of them")
+
+
+def test_a_photograph_has_left_and_right_as_the_camera_saw_them(browser, address, tmp_path):
+    frame = np.tile(np.where(np.arange(320) < 160, 235, 16).astype(np.uint8), (240, 1))  # white at the left
+    colours = bytes([128]) * (2 * 160 * 120)
+    (tmp_path / "camera.y4m").write_bytes(
+        b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420jpeg\n" + (b"FRAME\n" + frame.tobytes() + colours) * 10
+    )
+    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    flags += [f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}"]
+    with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags]) as camera:
+        page = camera.new_page()
+        page.goto(address)
+        expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+        page.locator("#image").get_by_label("Capture from camera").click()
+        page.get_by_text("Click to Access Webcam").click()
+        page.wait_for_function("document.querySelector('#image video')?.videoWidth > 0")
+        page.get_by_label("capture photo").click()
+        seen = page.locator("#seen .picture img").first.get_attribute("src", timeout=15_000)
+        photograph = np.array(Image.open(io.BytesIO(base64.b64decode(seen.partition(",")[2]))).convert("L"))
+        left, right = np.split(photograph, 2, axis=1)
+        assert left.mean() > 200 > 50 > right.mean()
 
 
 def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(browser, address, model, monkeypatch):
