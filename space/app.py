@@ -86,6 +86,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
                 with gr.Row():
                     explain = gr.Radio([], label=texts("image.explain"), elem_id="explain")
                     method = gr.Radio([], label=texts("image.method"), elem_id="method")
+                    explain.preprocess = method.preprocess = _chosen
         with gr.Tab(texts("tabs.clip")), gr.Row():
             with gr.Column(scale=1, min_width=280):
                 clip = gr.File(
@@ -141,6 +142,12 @@ def _add_api(page: Page) -> None:
 
 def _path(upload) -> str | None:
     return upload.path if upload else None
+
+
+def _chosen(value: int | str | None) -> int | str | None:
+    """What was chosen, for `Page.see` to check: gradio forgets the choices of a page that was not used for a while, and
+    would refuse them all."""
+    return value
 
 
 def _named(uploads) -> list[tuple[str, str]]:

@@ -92,15 +92,18 @@ class Page:
             return reason
 
     def see(self, opened: Opened | InputError | None, shown: int | None, method: str | None) -> str:
-        """The stage with what was opened and its answer, and the map of a class by a method."""
+        """The stage with what was opened and its answer, and the map of a class by a method; the map of the answer, or
+        by the best method, where the model has no such class or method."""
         if opened is None:
             return stage.empty(self.texts("image.empty"))
         if isinstance(opened, InputError):
             return stage.refusal(str(opened))
-        label = shown if shown in range(len(self.model.predictor.labels)) else None
-        answer = self.model.batches.answer(opened.image, method or self.model.predictor.methods[0], label)
+        predictor = self.model.predictor
+        label = shown if shown in range(len(predictor.labels)) else None
+        method = method if method in predictor.methods else predictor.methods[0]
+        answer = self.model.batches.answer(opened.image, method, label)
         more = f"<p>{escape(self.texts('image.first'))}</p>" if opened.more else ""
-        return stage.image_stage(self.model.predictor, opened.image, answer, self.texts, label) + more
+        return stage.image_stage(predictor, opened.image, answer, self.texts, label) + more
 
     def see_clip(self, file: str | None, progress=PROGRESS) -> str:
         """A clip: its answer, and that for each of its frames on a time line."""

@@ -7,6 +7,7 @@ import time
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -141,6 +142,18 @@ def test_uploads_are_answered_or_refused_in_one_line(page, tmp_path):
     chooser.value.set_files(scan)
     expect(seen.locator(".answer h2")).to_contain_text(CALLED, timeout=15_000)
     expect(seen).to_contain_text("this is the first of them")
+
+
+@on_a_desktop
+def test_a_page_that_was_not_used_answers_after_a_hundred_calls_of_others(page, address):
+    with httpx.Client(base_url=f"{address}/gradio_api") as others:
+        for _ in range(100):
+            event = others.post("/call/predict", json={"data": [None, "", ""]}).json()["event_id"]
+            assert "event: error" in others.get(f"/call/predict/{event}").text  # it has no image
+    page.get_by_text("synthetic normal").click()
+    expect(page.locator("#seen .answer h2")).to_contain_text(CALLED, timeout=15_000)
+    page.locator("#explain").get_by_label("sick", exact=True).check()
+    expect(page.locator("#seen")).to_contain_text("speaks for sick")
 
 
 def test_a_photograph_has_left_and_right_as_the_camera_saw_them(browser, address, tmp_path):
