@@ -159,6 +159,7 @@ def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Block
     """Serve the page of `build_page` from a thread of its own; share: at a public address too."""
     blocks = build_page(loading, texts)
     server.fetch_nothing()
+    server.keep_no_pictures()
     with contextlib.redirect_stdout(io.StringIO()):  # it would announce the MCP server before there is a page
         blocks.launch(
             share=share,
@@ -170,7 +171,7 @@ def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Block
             prevent_thread_lock=True,
             **server.settings(),
         )
-    server.sweep()
+    server.sweep(blocks)
     return blocks
 
 

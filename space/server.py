@@ -10,12 +10,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 KEPT = 600  # seconds for which an upload may lie on the disk; it is deleted then, and when the server ends
 SWEPT = 60  # seconds between two looks for what is older
@@ -86,13 +90,23 @@ def fetch_nothing() -> None:
     routes.secure_url_stream_response = forbid
 
 
-def sweep() -> None:
+def keep_no_pictures() -> None:
+    """Have gradio keep nothing of what the page shows; it would, and write it to the disk for anybody who asks for a
+    link to it."""
+    from gradio.state_holder import SessionState
+
+    SessionState._update_value_in_config = lambda *value: None
+
+
+def sweep(blocks: gr.Blocks) -> None:
     """From a thread of its own, delete what gradio's delete_cache does not know of: the raw uploads, which lie above
-    the folders that it keeps."""
+    the folders that it keeps; and have it keep the image of a closed page no longer than that of an open one."""
 
     def forever() -> None:
         while True:
             time.sleep(SWEPT)
+            for session in list(blocks.state_holder.session_data.values()):
+                session.STATE_TTL_WHEN_CLOSED = KEPT
             for file in Path(os.environ["GRADIO_TEMP_DIR"]).glob("*"):
                 with contextlib.suppress(OSError):
                     if file.is_file() and time.time() - file.stat().st_mtime > KEPT:

@@ -87,7 +87,7 @@ def test_agents_find_and_use_it(address):
             return tools, await session.call_tool("predict", {"image": f"data:image/png;base64,{picture}"})
 
     picture = base64.b64encode(EXAMPLE.read_bytes()).decode()
-    tools, answer = anyio.run(use)
+    tools, answer = ThreadPoolExecutor(1).submit(anyio.run, use).result()  # a browser's loop may run in this thread
     assert set(tools) == {"predict", "predict_batch"}
     assert not answer.isError
     assert "calls this image" in str(answer.content)

@@ -11,6 +11,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -81,6 +82,47 @@ def test_uploads_and_overlays_are_deleted_after_a_while(model, monkeypatch):
         time.sleep(0.2)
     assert files_below(os.environ["GRADIO_TEMP_DIR"]) - before == set()
     blocks.close()
+
+
+def test_the_image_of_a_closed_page_is_forgotten_after_a_while(browser, model, monkeypatch):
+    monkeypatch.setattr(server, "SWEPT", 1)
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    page = look_at_an_example(browser, blocks.local_url)
+    assert opened(blocks)
+    monkeypatch.setattr(server, "KEPT", 1)  # for an open page it is still what it was when the page was built
+    page.close()
+    end = time.monotonic() + 20
+    while opened(blocks) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert opened(blocks) == []
+    blocks.close()
+
+
+def test_pictures_that_are_shown_are_not_kept_by_the_server(browser, model):
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    page = look_at_an_example(browser, blocks.local_url)
+    ((name, session),) = blocks.state_holder.session_data.items()
+    before = files_below(os.environ["GRADIO_TEMP_DIR"])
+    httpx.get(f"{blocks.local_url}gradio_api/deep_link", params={"session_hash": name})  # asks for a link to it
+    written = files_below(os.environ["GRADIO_TEMP_DIR"]) - before
+    assert not [path for path in written if b"data:image/jpeg" in path.read_bytes()]
+    assert "data:image/jpeg" not in str(list(session.components))
+    page.close()
+    blocks.close()
+
+
+def look_at_an_example(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    page.get_by_text("synthetic normal").click(timeout=20_000)
+    page.locator("#seen .answer").wait_for(timeout=15_000)
+    return page
+
+
+def opened(blocks):
+    """The images that are held for pages."""
+    held = [value for each in blocks.state_holder.session_data.values() for value in each.state_data.values()]
+    return [value for value in held if value is not None]
 
 
 def files_below(folder):
