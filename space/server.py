@@ -68,11 +68,13 @@ class Headers:
 def keep_uploads_private() -> None:
     """Have gradio, which is still to be imported, put uploads into a new folder that nobody else can read.
 
-    It is removed when the server ends. Where GRADIO_TEMP_DIR names a folder, that is used and kept.
+    It is removed when the server ends. Where GRADIO_TEMP_DIR names a folder, it is made in there.
     """
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="chest-opacity-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    above = os.environ.get("GRADIO_TEMP_DIR") or None
+    if above:
+        os.makedirs(above, exist_ok=True)
+    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="chest-opacity-", dir=above)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def fetch_nothing() -> None:

@@ -70,17 +70,22 @@ def test_the_folder_alone_serves_under_any_name_and_leaves_no_upload_behind(smal
     }
 
 
-def test_uploads_and_overlays_are_deleted_after_a_while(model, monkeypatch):
+def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_are_not(model, monkeypatch, tmp_path):
+    own = tmp_path / "notes.txt"
+    own.write_text("no upload")
+    os.utime(own, (0, 0))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    server.keep_uploads_private()
     monkeypatch.setattr(server, "SWEPT", 1)
     monkeypatch.setattr(server, "KEPT", 1)
     blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
-    before = files_below(os.environ["GRADIO_TEMP_DIR"])
+    before = files_below(tmp_path)
     ask(blocks.local_url.rstrip("/"), "a-scan-of-somebody.png", (EXAMPLES / "synthetic-normal.png").read_bytes())
-    assert files_below(os.environ["GRADIO_TEMP_DIR"]) > before
+    assert files_below(tmp_path) > before
     end = time.monotonic() + 20
-    while files_below(os.environ["GRADIO_TEMP_DIR"]) - before and time.monotonic() < end:
+    while files_below(tmp_path) - before and time.monotonic() < end:
         time.sleep(0.2)
-    assert files_below(os.environ["GRADIO_TEMP_DIR"]) - before == set()
+    assert files_below(tmp_path) == before
     blocks.close()
 
 
