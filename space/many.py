@@ -20,11 +20,13 @@ from space.errors import InputError
 from space.predictor import BATCH, Answer
 from space.rows import row
 from space.saliency import overlay
+from space.server import KEPT
 
 MOST_FILES = 1_000
 MOST_BYTES = 2 << 30  # unpacked, of one archive
 PICTURES = 60  # that are shown
 SIDE = 480  # pixels of the longer side of one
+DELETED = f"was deleted, as uploads are after {KEPT // 60} minutes: give it again"
 
 
 class Found(NamedTuple):
@@ -51,6 +53,9 @@ def named_files(uploads: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Path 
 
 
 def _contents(path: Path, name: str) -> Iterator[tuple[str, Path | dict | InputError]]:
+    if not path.exists():
+        yield name, InputError(f"the file {DELETED}")
+        return
     if not is_archive(path):
         yield name, path
         return
@@ -111,7 +116,7 @@ def to_csv(rows: Sequence[dict]) -> str:
 def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
     """True labels by name from a CSV file with the columns path (or file_name) and label, where they are not blank.
 
-    labels: of the model. Raises InputError when there are others, or two for one name.
+    labels: of the model. Raises InputError when there are others, or two for one name, or the file was deleted.
     """
     wanted = ("path", "file_name", "label")
     try:
@@ -123,6 +128,8 @@ def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
             index_col=False,
             usecols=lambda name: name in wanted,
         )
+    except FileNotFoundError:
+        raise InputError(f"the file of labels {DELETED}") from None
     except (ValueError, OSError):
         table = pd.DataFrame()
     names = next((column for column in wanted[:2] if column in table), None)

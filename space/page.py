@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -130,7 +132,7 @@ class Page:
             truth = many.read_labels(labels, self.model.predictor.labels) if labels else None
         except InputError as reason:
             return stage.refusal(str(reason)), "", None
-        found = list(progress.tqdm(many.examine(self.model.batches, many.named_files(files)), unit="image"))
+        found = list(progress.tqdm(self._examine(files), unit="image"))
         rows = [each.row for each in found]
         agreed, refused = None, ""
         try:
@@ -143,6 +145,17 @@ class Page:
             stage.gallery(found, self.texts),
             pd.DataFrame(rows).drop(columns=["group", "threshold"]),
         )
+
+    def _examine(self, uploads: list[tuple[str, str]]) -> Iterator[many.Found]:
+        """`many.examine` of uploads (path, name), none of which is deleted before its turn."""
+        paths = [path for path, _ in uploads]
+        server.renew(paths)
+        renewed = time.monotonic()
+        for found in many.examine(self.model.batches, many.named_files(uploads)):
+            if time.monotonic() - renewed > server.SWEPT:
+                server.renew(paths)
+                renewed = time.monotonic()
+            yield found
 
     def about(self) -> str:
         """What the page does, and the model's card."""
@@ -203,5 +216,5 @@ class Page:
         """
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
-        rows = [each.row for each in many.examine(self.model.batches, many.named_files(files))]
+        rows = [each.row for each in self._examine(files)]
         return pd.DataFrame(rows), many.to_csv(rows)

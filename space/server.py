@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     import gradio as gr
 
-KEPT = 600  # seconds for which an upload may lie on the disk; it is deleted then, and when the server ends
+KEPT = 600  # seconds for which an upload may lie on the disk unused; it is deleted then, and when the server ends
 SWEPT = 60  # seconds between two looks for what is older
 
 HEADERS = {
@@ -90,6 +91,13 @@ def fetch_nothing() -> None:
 
     processing_utils.async_ssrf_protected_get = refuse
     routes.secure_url_stream_response = forbid
+
+
+def renew(uploads: Iterable[str]) -> None:
+    """Have the paths that are still there lie for KEPT seconds from now on."""
+    for path in uploads:
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def keep_no_pictures() -> None:

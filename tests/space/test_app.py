@@ -16,10 +16,11 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from space import app, server, texts
+from space import app, many, server, texts
 from space.errors import InputError
 from space.page import Model
 from tests.conftest import ROOT
+from tests.images import speckle
 from tests.page import ask
 
 EXAMPLES = ROOT / "space" / "examples"
@@ -86,6 +87,26 @@ def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_a
     while files_below(tmp_path) - before and time.monotonic() < end:
         time.sleep(0.2)
     assert files_below(tmp_path) == before
+    blocks.close()
+
+
+def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "SWEPT", 1)
+    monkeypatch.setattr(server, "KEPT", 4)
+    monkeypatch.setattr(many, "BATCH", 1)
+    answer = model.batches.answer
+    monkeypatch.setattr(model.batches, "answer", lambda *given: (time.sleep(1), answer(*given))[1])
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    before = files_below(os.environ["GRADIO_TEMP_DIR"])
+    files = [tmp_path / f"{seed}.png" for seed in range(9)]
+    for seed, file in enumerate(files):
+        Image.fromarray(speckle(seed)).save(file)
+    rows, _ = Client(blocks.local_url, verbose=False).predict(list(map(handle_file, files)), api_name="/predict_batch")
+    assert [row[rows["headers"].index("error")] for row in rows["data"]] == [""] * len(files)
+    end = time.monotonic() + 20
+    while files_below(os.environ["GRADIO_TEMP_DIR"]) - before and time.monotonic() < end:
+        time.sleep(0.2)
+    assert files_below(os.environ["GRADIO_TEMP_DIR"]) - before == set()
     blocks.close()
 
 

@@ -47,6 +47,16 @@ def test_an_archive_without_pictures_has_that_reason(model, tmp_path):
         assert (found.row["path"], found.row["error"]) == (name, "the archive holds no image, DICOM file or clip")
 
 
+def test_an_upload_that_was_deleted_is_to_be_given_again(model, tmp_path):
+    gone = [(str(tmp_path / name), name) for name in ("one.png", "clip.mp4", "scan.dcm", "scans.zip")]
+    found = many.examine(model.batches, many.named_files(gone))
+    assert {each.row["error"] for each in found} == {
+        "the file was deleted, as uploads are after 10 minutes: give it again"
+    }
+    with pytest.raises(InputError, match="the file of labels was deleted, as uploads are after 10 minutes"):
+        many.read_labels(tmp_path / "labels.csv", LABELS)
+
+
 def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkeypatch):
     monkeypatch.setattr(many, "MOST_FILES", 2)
     monkeypatch.setattr(many, "PICTURES", 0)
