@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -43,8 +45,10 @@ class DicomFile:
         except ImportError:
             raise InputError("reading DICOM needs pydicom: pip install pydicom") from None
         try:
-            data = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, force=True)
-            self._data = data
+            with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+                _check_deflated(file)
+                file.seek(0)
+                data = self._data = pydicom.dcmread(file, force=True)
             if "PixelData" not in data:
                 raise InputError("the DICOM file holds no picture: give one with pixels")
             check_size(int(data.Columns), int(data.Rows))
@@ -110,6 +114,26 @@ class DicomFile:
         if value is None or value == "":
             return None
         return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _check_deflated(file: BinaryIO) -> None:
+    """Raise InputError when pydicom, which inflates a deflated file whole, would take far more memory than its size."""
+    from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    from space.archives import MOST_BYTES, MOST_RATIO, SMALL  # not above, for it imports this module
+
+    read_preamble(file, force=True)
+    header = _read_file_meta_info(file)
+    if header.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    _read_command_set_elements(file)
+    packed = file.read()
+    most = min(MOST_BYTES, max(MOST_RATIO * len(packed), SMALL))
+    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)) > most:
+        raise InputError(
+            f"the DICOM file unfolds to more than {most >> 20} MB, as no picture of its size does: save it uncompressed"
+        )
 
 
 def _by_range(values: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import HTJ2KLossless, JPEGLSLossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
@@ -98,6 +99,24 @@ def test_one_decoder_reads_it_by_suffix_by_mark_and_from_bytes(tmp_path):
     (tmp_path / "DICOMDIR").write_bytes(path.read_bytes())
     assert not is_dicom(tmp_path / "text")
     assert not is_dicom(tmp_path / "DICOMDIR")
+
+
+def test_a_deflated_file_is_read_and_one_that_would_take_all_memory_is_refused_before_it_unfolds(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    for source in (path, path.read_bytes()):
+        assert np.array_equal(grey(source), RAMP)
+    data.PixelData = bytes(128 << 20)
+    data.save_as(path)
+    assert path.stat().st_size < 1 << 18
+    for source in (path, path.read_bytes()):
+        tracemalloc.start()
+        with pytest.raises(InputError, match="unfolds to more than 24 MB, as no picture of its size does"):
+            DicomFile(source)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
