@@ -61,7 +61,7 @@ class DicomFile:
             raise InputError(f"it is no DICOM file that can be read ({reason_of(error)})") from None
 
     def frame(self, index: int = 0) -> Image.Image:
-        """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over.
+        """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over, padding black.
 
         Without a window 8 bits stay as they are, and more are scaled by the range that the frame uses.
         """
@@ -74,9 +74,12 @@ class DicomFile:
                 return _to_image(_by_range(apply_color_lut(values, self._data)))
             if values.ndim == 3:
                 return _to_image(values if values.dtype == np.uint8 else _by_range(values))
-            values = apply_modality_lut(self._without_unused_bits(values), self._data)
-            grey = self._windowed(values.astype(np.float64))
-            return _to_image(255 - grey if kind == "MONOCHROME1" else grey)
+            values = self._without_unused_bits(values)
+            padding = self._padding(values)
+            values = apply_modality_lut(values, self._data).astype(np.float64)
+            values[padding] = values[~padding].min(initial=values.max())  # a value that widens no range
+            grey = self._windowed(values)
+            return _to_image(np.where(padding, 0, 255 - grey if kind == "MONOCHROME1" else grey))
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
             if "missing dependencies" in str(error):
                 name = self._data.file_meta.TransferSyntaxUID.name
@@ -96,6 +99,15 @@ class DicomFile:
             return values
         wide = values.astype(np.int64) & ((1 << stored) - 1)
         return np.where(wide >> (stored - 1) == 1, wide - (1 << stored), wide) if signed else wide
+
+    def _padding(self, values: np.ndarray) -> np.ndarray:
+        """Where stored values only fill up the picture, beside a collimated field for one."""
+        first = self._first("PixelPaddingValue")
+        if first is None:
+            return np.zeros(values.shape, bool)
+        last = self._first("PixelPaddingRangeLimit")
+        low, high = sorted(self._without_unused_bits(np.array([first, first if last is None else last]).astype(int)))
+        return (low <= values) & (values <= high)
 
     def _windowed(self, values: np.ndarray) -> np.ndarray:
         from pydicom.pixels import apply_voi_lut

@@ -59,6 +59,40 @@ def test_slope_and_window_are_applied(tmp_path):
     assert (grey(path) == 255).any()
 
 
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("values", "stored", "padding", "more"),
+    [
+        (RAMP.astype(np.uint16) * 4 + 1000, 16, [65535], {}),
+        (RAMP.astype(np.uint16) * 4 + 1000, 12, [0], {}),
+        (RAMP.astype(np.uint16) * 4 + 1000, 16, [65535, 65000], {}),
+        (RAMP.astype(np.uint16) * 4 + 1000, 16, [65000, 65535], {"RescaleSlope": 2, "RescaleIntercept": -1000}),
+        (RAMP.astype(np.uint16) * 4 + 1000, 16, [65535], {"WindowCenter": 1510.5, "WindowWidth": 1021}),
+        (RAMP.astype(np.int16) * 4 + 10, 16, [-2000], {}),
+        (RAMP // 2 + 100, 8, [255], {}),
+    ],
+    ids=["above", "below", "down to a limit", "up to a limit", "window", "signed", "8 bits"],
+)
+def test_padding_is_black_and_leaves_the_greys_of_the_picture_alone(tmp_path, kind, values, stored, padding, more):
+    more |= {"PhotometricInterpretation": kind}
+    shown = grey(write_dicom(tmp_path / "plain.dcm", values, stored, **more))
+    padded, around = values.copy(), np.ones(values.shape, bool)
+    around[8:-8] = False
+    padded[around] = padding[0]
+    padded[:4] = padding[-1]
+    more |= dict(zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), padding, strict=False))
+    found = grey(write_dicom(tmp_path / "padded.dcm", padded, stored, **more))
+    assert (found[around] == 0).all()
+    assert np.array_equal(found[~around], shown[~around])
+
+
+def test_a_picture_of_nothing_but_padding_is_black(tmp_path):
+    path, values = tmp_path / "a.dcm", np.full((48, 64), 65535, np.uint16)
+    assert not grey(
+        write_dicom(path, values, 16, PixelPaddingValue=65535, PhotometricInterpretation="MONOCHROME1")
+    ).any()
+
+
 def test_colours_stay(tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     path = write_dicom(
