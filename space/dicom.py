@@ -115,11 +115,15 @@ class DicomFile:
         if "VOILUTSequence" in self._data:
             return _by_range(apply_voi_lut(values.astype(np.int64), self._data, prefer_lut=True))
         centre, width = self._first("WindowCenter"), self._first("WindowWidth")
-        if centre is None or width is None or width <= 1:
+        function = str(self._data.get("VOILUTFunction") or "LINEAR").upper()
+        exact = function in ("LINEAR_EXACT", "SIGMOID")
+        if centre is None or width is None or width <= (0 if exact else 1):
             shown_as_is = self._data.BitsStored == 8 and values.min() >= 0 and values.max() <= 255
             return values.astype(np.uint8) if shown_as_is else _by_range(values)
-        # DICOM PS3.3 C.11.2.1.2.1, the linear function
-        return (((values - (centre - 0.5)) / (width - 1) + 0.5) * 255).clip(0, 255).round().astype(np.uint8)
+        # DICOM PS3.3 C.11.2.1.2.1 (LINEAR, also by default), C.11.2.1.3.1 (SIGMOID) and C.11.2.1.3.2 (LINEAR_EXACT)
+        place = (values - centre) / width if exact else (values - (centre - 0.5)) / (width - 1)
+        share = (np.tanh(2 * place) + 1) / 2 if function == "SIGMOID" else place + 0.5
+        return (share * 255).clip(0, 255).round().astype(np.uint8)
 
     def _first(self, keyword: str) -> float | None:
         value = self._data.get(keyword)

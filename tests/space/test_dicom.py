@@ -4,6 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.pixels import apply_windowing
 from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless
 
 from space.dicom import DicomFile, is_dicom
@@ -57,6 +58,16 @@ def test_slope_and_window_are_applied(tmp_path):
     assert np.abs(grey(path) - wanted).max() <= 1
     assert (grey(path) == 0).any()
     assert (grey(path) == 255).any()
+
+
+@pytest.mark.parametrize("width", [1, 21])
+@pytest.mark.parametrize("function", ["SIGMOID", "LINEAR_EXACT"])
+def test_a_window_is_drawn_by_the_function_that_the_file_names(tmp_path, function, width):
+    values = RAMP.astype(np.int16) * 4 - 500
+    window = {"WindowCenter": 40, "WindowWidth": width, "VOILUTFunction": function}
+    path = write_dicom(tmp_path / "a.dcm", values, 16, **window)
+    wanted = (apply_windowing(values, dcmread(path)) + 2**15) / (2**16 - 1) * 255
+    assert np.abs(grey(path) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
