@@ -53,9 +53,9 @@ def describe(
         label, place = labels[index if shown is None else shown], region(answer.saliency)
         where = texts("answer.no_region", label=label)
         if place is not None:
-            row, column, share = place
-            place = texts(f"places.{row}-{column}")
-            where = texts("answer.region", label=label, place=place, share=max(1, round(100 * share)))
+            row, column, held, share = place
+            place, key = texts(f"places.{row}-{column}"), "answer.region" if held > 0.5 else "answer.regions"
+            where = texts(key, label=label, place=place, share=max(1, round(100 * share)))
     return Words(texts(f"{what}.called", label=labels[index]), side, doubts, where)
 
 

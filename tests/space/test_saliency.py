@@ -109,12 +109,41 @@ def test_the_overlay_has_the_image_s_size_and_leaves_what_does_not_count():
     assert np.array_equal(overlay(image, -np.ones((4, 4))), image)
 
 
+def blob(row, column, radius=0.09, size=56):
+    """A round map of `size` pixels a side; its centre and radius in shares of the image."""
+    down, across = (np.mgrid[:size, :size] + 0.5) / size
+    return np.exp(-((down - row) ** 2 + (across - column) ** 2) / radius**2)
+
+
 def test_a_region_is_told_by_its_place_and_share():
     saliency = np.full((9, 12), -1.0)
     assert region(saliency) is None
     saliency[7:, 1] = 3.0
     saliency[0, 11] = 0.1
-    row, column, share = region(saliency)
+    row, column, held, share = region(saliency)
     assert (row, column) == (2, 0)
+    assert held > 0.9
     assert share == pytest.approx(2 / 108, abs=0.02)
-    assert region(np.ones((4, 4))) == (1, 1, 1.0)
+    assert region(np.ones((4, 4)))[2:] == (pytest.approx(1 / 9), 1.0)
+
+
+@pytest.mark.parametrize("size", [7, 8, 56, 224])
+@pytest.mark.parametrize("row", range(3))
+@pytest.mark.parametrize("column", range(3))
+def test_a_spot_lies_mostly_in_its_ninth_of_the_image(row, column, size):
+    found = region(blob((row + 0.5) / 3, (column + 0.5) / 3, max(0.09, 0.6 / size), size))
+    assert found[:2] == (row, column)
+    assert found[2] > 0.5
+
+
+def test_no_ninth_has_most_of_what_lies_apart_or_on_a_border():
+    bases = blob(5 / 6, 1 / 6) + blob(5 / 6, 5 / 6)  # their centre of mass lies between them
+    for saliency, places in (
+        (bases, {(2, 0), (2, 2)}),
+        (blob(0.32, 0.35), {(0, 1)}),
+        (blob(0.35, 0.64), {(1, 1)}),
+        (blob(2 / 3, 1 / 6), {(1, 0), (2, 0)}),
+    ):
+        *place, held, _ = region(saliency)
+        assert tuple(place) in places
+        assert held < 0.5

@@ -48,6 +48,10 @@ def test_the_region_is_told_in_words(predictor):
         "speaks for sick lies mostly in the upper right of the image, on 1"
         in said(predictor, 0.9, 0.3, saliency=saliency).where
     )
+    saliency[6:, :3] = saliency[6:, 6:] = 1.1
+    assert said(predictor, 0.9, 0.3, saliency=saliency).where.startswith(
+        "What speaks for sick lies in several parts of the image, the largest share in the lower "
+    )
     assert said(predictor, 0.9, 0.3, saliency=-saliency).where == "Nothing in the image speaks for sick."
 
 
