@@ -32,8 +32,8 @@ def find_inputs(paths: Iterable[str]) -> Iterator[Input]:
     """The inputs in order, found as they are asked for; what can never give any raises InputError at once.
 
     A path is a file, a folder (what its metadata.csv lists, with groups, or else every image, DICOM file and clip below
-    it, by name), a pattern such as "scans/**/*.png", a .csv or .parquet table, a .zip, .tar or .tar.gz, user/name on
-    the Hub, phantom, or - for such paths on standard input, a line each.
+    it, by name), a pattern such as "scans/**/*.png" (tables only where it has a suffix), a .csv or .parquet table, a
+    .zip, .tar or .tar.gz, user/name on the Hub, phantom, or - for such paths on standard input, a line each.
     """
     return chain.from_iterable([_reader(path) for path in paths])
 
@@ -47,7 +47,7 @@ def _reader(path: str) -> Iterator[Input]:
     if os.path.exists(path):
         if is_archive(place):
             return _archive(place)
-        return _table(place) if place.suffix.lower() in {".csv", ".parquet"} else iter([_file(place)])
+        return _table(place) if _is_table(place) else iter([_file(place)])
     if folder := find_phantom(path):
         return _table(folder / "metadata.csv")
     if is_hub_id(path):
@@ -56,7 +56,8 @@ def _reader(path: str) -> Iterator[Input]:
         refused: list[OSError] = []
         found = [match for match in sorted(_matches(path, refused)) if _wanted(match, path)]
         if not found and not refused:
-            raise InputError(f"{path}: no file has such a name")
+            hint = "" if Path(path).suffix else "; a table needs its suffix, as in *.csv"
+            raise InputError(f"{path}: no file has such a name{hint}")
         return chain(_each(found), map(_unreadable, refused))
     raise InputError(f"{path or 'an empty PATH'}: no such file or folder")
 
@@ -73,7 +74,14 @@ def _matches(pattern: str, refused: list[OSError]) -> set[str]:
 
 
 def _wanted(match: str, pattern: str) -> bool:
-    return "**" not in pattern or Path(match).is_file()  # ** names the folders and all that is in them
+    found = Path(match)
+    if not found.is_file():
+        return "**" not in pattern  # which names the folders and all that is in them
+    return bool(Path(pattern).suffix) or not _is_table(found)  # that mostly lists the images that match as well
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in {".csv", ".parquet"}
 
 
 def _file(path: Path) -> Input:

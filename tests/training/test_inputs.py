@@ -61,6 +61,20 @@ def test_files_folders_patterns_and_tables_come_in_the_order_given(tmp_path):
     )
 
 
+def test_a_pattern_of_any_file_takes_no_table_as_a_folder_takes_none(tmp_path):
+    write_images(tmp_path, "images/1.png", "2.png", "3.csv/4.png")
+    write_table(tmp_path / "metadata.csv", ["file_name", "patient"], ["images/1.png", "p"], ["2.png", "q"])
+    write_table(tmp_path / "images" / "list.CSV", ["image"], ["1.png"])
+    one, two, four = (str(tmp_path / name) for name in ("images/1.png", "2.png", "3.csv/4.png"))
+    assert paths(tmp_path / "*") == [two, four, one]
+    assert paths(tmp_path / "**") == paths(tmp_path / "**" / "*") == [two, four, one]
+    assert paths(tmp_path / "*.csv") == [four, one, two]
+    assert paths(tmp_path / "**" / "*.[cC][sS][vV]") == [one, one, two]
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(InputError, match=r"met\*: no file has such a name; a table needs its suffix, as in "):
+        find_inputs([str(tmp_path / "met*")])
+
+
 def test_links_that_lead_back_are_not_followed_by_a_pattern(tmp_path):
     write_images(tmp_path, "a/b/1.png", "a/[x]/2.png", "else/3.png", "a/.hidden/4.png", "5.png")
     for link, to in (("a/b/up", ".."), ("a/b/top", "../.."), ("a/back", "."), ("a/linked", "../else")):

@@ -62,7 +62,7 @@ def test_probabilities_are_those_of_the_evaluation(small_model, small_phantom, t
     [
         (["absent.png"], "absent.png: no such file or folder"),
         (["EMPTY"], "found no images"),
-        (["EMPTY/*.png"], "no file has such a name"),
+        (["EMPTY/*.png"], "no file has such a name$"),
         ([], "the following arguments are required: PATH"),
         (["CLIP", "--output", "out.txt"], "out.txt: expected a name that ends in .csv, .parquet, .jsonl"),
         (["CLIP", "--output", "."], "--output .: expected a name that ends in .csv"),
