@@ -84,6 +84,9 @@ def assign_parts(
 ) -> list[str]:
     """The part of each image, by the parts' shares; the first part takes what is left. A unit's images stay together.
 
+    Equal parts (folds) differ by one image of a class at most, where the first would else be off by more than a tenth
+    of its share and more than one image.
+
     Each unit falls into a part by its hash. Then units are moved and swapped between parts as long as that brings the
     numbers of images of each class closer to the shares; single images meet them exactly.
     """
@@ -94,6 +97,11 @@ def assign_parts(
     total = sum(counts.values(), np.zeros(len(classes), int))
     wanted = np.array([np.round(total * share) for share in shares.values()])
     wanted[0] = total - wanted[1:].sum(axis=0)
+    if len(set(shares.values())) == 1:  # folds, of which the first has all the rounding, much of few images
+        share = total / len(parts)
+        far = np.abs(wanted[0] - share) > np.maximum(1, share / 10)  # what is off by less stays as it has been split
+        bounds = np.outer(np.arange(len(parts) + 1), total) // len(parts)
+        wanted[:, far] = np.diff(bounds, axis=0)[:, far]
 
     lacking = wanted.copy()
     members: list[dict[tuple[int, ...], list[str]]] = [defaultdict(list) for _ in parts]

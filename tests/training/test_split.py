@@ -90,6 +90,26 @@ def test_single_images_meet_the_counts_of_the_study_exactly():
     assert found == {"train": {0: 224, 1: 224}, "validation": {0: 70, 1: 70}, "test": {0: 56, 1: 56}}
 
 
+def equal(folds):
+    return {str(fold): 1 / folds for fold in range(folds)}
+
+
+@pytest.mark.parametrize(("folds", "images"), [(10, 35), (5, 8), (5, 12), (10, 3), (7, 39), (2, 9), (5, 7)])
+def test_folds_of_few_single_images_differ_by_one_at_most(folds, images):
+    labels = [0] * images + [1] * 2 * folds
+    found = Counter(assign_parts([str(index) for index in range(len(labels))], labels, equal(folds))[:images])
+    sizes = [found[fold] for fold in equal(folds)]
+    assert sum(sizes) == images
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("images", "first"), [(178, 34), (482, 98), (11, 3)])
+def test_where_rounding_makes_little_of_a_fold_the_first_takes_what_is_left(images, first):
+    found = Counter(assign_parts([str(index) for index in range(images)], [0] * images, equal(5)))
+    assert found["0"] == first
+    assert len({found[fold] for fold in "1234"}) == 1
+
+
 def test_another_seed_gives_another_split():
     names, labels = [str(index) for index in range(100)], [index % 2 for index in range(100)]
     assert assign_parts(names, labels, SHARES, 0) != assign_parts(names, labels, SHARES, 1)
