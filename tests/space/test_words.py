@@ -50,7 +50,7 @@ def test_the_region_is_told_in_words(predictor):
     )
     saliency[6:, :3] = saliency[6:, 6:] = 1.1
     assert said(predictor, 0.9, 0.3, saliency=saliency).where.startswith(
-        "What speaks for sick lies in several parts of the image, the largest share in the lower "
+        "What speaks for sick lies in the lower left of the image more than in any other part, on "
     )
     assert said(predictor, 0.9, 0.3, saliency=-saliency).where == "Nothing in the image speaks for sick."
 
