@@ -56,6 +56,7 @@ CHANGES = {
     "a quarter of the start's weights": Change(keep=0.25),
     "dropout of a half": Change(dropout=0.5),
     "sides of healthy frames": Change(splice=0.5),
+    "blended amplitudes": Change(amplitudes=0.5),
 }
 
 
