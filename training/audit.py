@@ -23,7 +23,7 @@ from space.images import load_image
 from training.audit_page import summary, write_page
 from training.cli import Parser, run
 from training.confounds import find_confounds
-from training.duplicates import near_copies, same_pixels
+from training.duplicates import find_copies
 from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, merge
 from training.listings import PART_OF
@@ -137,20 +137,6 @@ def _table(name: str, rows: Dataset) -> pd.DataFrame:
 def _part(given: str) -> str:
     """What a split's word means; of a published one (training/publishable.py) two words mean no part."""
     return "" if given in ("unlabelled", "left_out") else PART_OF.get(given.lower(), given)
-
-
-def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
-    """All pairs of copies; of a set of exact ones each with the first. Columns: one, other, kind, likeness."""
-    exact = [(first, other) for first, *others in same_pixels(prints.facts["pixels"]) for other in others]
-    later = {other for _, other in exact}
-    near, likeness = near_copies(prints.thumbnails, turned)
-    rows = [(one, other, "exact", 1.0) for one, other in exact]
-    rows += [
-        (one, other, "near", float(alike))
-        for (one, other), alike in zip(near.tolist(), likeness, strict=True)
-        if one not in later and other not in later
-    ]
-    return pd.DataFrame(sorted(rows), columns=["one", "other", "kind", "likeness"])
 
 
 def _propose_groups(images: pd.DataFrame, name: str) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
+import pandas as pd
 import scipy.fft
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from training.fingerprint import SIDE
+from training.fingerprint import SIDE, Fingerprints
 
 FREQUENCIES = 16  # of the transform that are kept, in each direction
 AXES = 24  # principal axes of the hash that the index uses
@@ -30,6 +31,20 @@ CROPS: tuple[Crop, ...] = (
     *((share, share, share, share) for share in (0.0, 0.015, 0.03, 0.05)),
     *((top, 0.03 - top, left, 0.03 - left) for top in (0.0, 0.03) for left in (0.0, 0.03)),
 )
+
+
+def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
+    """All pairs of copies; of a set of exact ones each with the first. Columns: one, other, kind, likeness."""
+    exact = [(first, other) for first, *others in same_pixels(prints.facts["pixels"]) for other in others]
+    later = {other for _, other in exact}
+    near, likeness = near_copies(prints.thumbnails, turned)
+    rows = [(one, other, "exact", 1.0) for one, other in exact]
+    rows += [
+        (one, other, "near", float(alike))
+        for (one, other), alike in zip(near.tolist(), likeness, strict=True)
+        if one not in later and other not in later
+    ]
+    return pd.DataFrame(sorted(rows), columns=["one", "other", "kind", "likeness"])
 
 
 def same_pixels(hashes: Iterable[str]) -> list[list[int]]:

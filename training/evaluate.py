@@ -18,9 +18,9 @@ from datasets import Dataset, Value
 from space.errors import InputError
 from space.predictor import Predictor
 from space.saliency import METHODS
-from training.audit import find_copies
 from training.card import EXPORT, MADE, MOST_SUBGROUPS, is_evaluation, write_card
 from training.cli import Parser, run
+from training.duplicates import find_copies
 from training.fingerprint import require_readable, take_fingerprints
 from training.groups import merge, with_groups
 from training.hub import model_folder

@@ -75,8 +75,7 @@ def prepare(args: DataArguments) -> Prepared:
         parts["unlabelled"] = rows.select(np.flatnonzero(~known))
 
     leaks = _leaks(images, pairs, parts, args)
-    by_image = args.split_by == "image"
-    unasked = _leaks(images, pairs, parts, args, as_one=True) if leaks and by_image else leaks
+    unasked = _leaks(images, pairs, parts, args, as_one=True) if args.split_by == "image" else leaks
     if unasked and args.strict:
         raise InputError(f"{'; '.join(unasked)}: mend the data, or go on all the same with --strict false")
     return Prepared(DatasetDict(parts), home, report, leaks, off)
