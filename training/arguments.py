@@ -179,6 +179,9 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none"})
     cutmix: float = field(default=0.0, metadata={"help": "alpha of cutmix; 0: none; with mixup, one of both a batch"})
+    amplitude_mix: float = field(
+        default=0.0, metadata={"help": "share of images that get another's spectral amplitudes blended in; 0: none"}
+    )
     ema_decay: float = field(
         default=0.0, metadata={"help": "measure and keep weights averaged by this decay a step, such as 0.99; 0: none"}
     )
@@ -302,6 +305,7 @@ def _require_ranges(data: DataArguments, model: ModelArguments, training: Traini
         ),
         ("keep_start", model.keep_start, 0 <= model.keep_start < 1, "from 0 to below 1"),
         ("model_name_or_path", model.model_name_or_path, not blank, "a base that has learned, with keep_start"),
+        ("amplitude_mix", training.amplitude_mix, 0 <= training.amplitude_mix <= 1, "0 to 1"),
         ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
         ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),
     ):

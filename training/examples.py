@@ -22,8 +22,7 @@ from torch.utils.data import Sampler
 from space.images import load_image
 from space.remote import ROW_GROUPS, row_group_of
 from training.augment import augment
-
-IGNORED = -100  # the label that cross-entropy and Trainer pass over
+from training.loss import IGNORED
 
 
 class Examples(torch.utils.data.Dataset):

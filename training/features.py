@@ -28,7 +28,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from training import augment
 from training.arguments import TrainingArguments
-from training.examples import IGNORED, Examples
+from training.examples import Examples
+from training.loss import IGNORED
 from training.outputs import new_file
 from training.stages import head_of
 

@@ -29,7 +29,8 @@ from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSig
 from training.ema import average_weights
 from training.examples import EpochSampler, Examples, RowGroups
 from training.features import PIECE, Features, HeadOnly, extract
-from training.loss import class_weights, classification_loss, mix
+from training.loss import class_weights, classification_loss
+from training.mixing import mix, mix_amplitudes
 from training.sharpness import sharpness_aware
 from training.split import draw_shares
 from training.stages import parameter_groups, recompute_stages
@@ -169,6 +170,8 @@ class ClassifierTrainer(Trainer):
             super()._run_epoch(*args, **settings)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.args.amplitude_mix:
+            inputs = inputs | {"pixel_values": mix_amplitudes(inputs["pixel_values"], self.args.amplitude_mix)}
         if self.args.mixup or self.args.cutmix:
             pixels, labels = mix(
                 inputs["pixel_values"], inputs["labels"], self.classes, self.args.mixup, self.args.cutmix
@@ -253,7 +256,8 @@ def make_trainer(
     validation = Examples(parts["validation"], processor)
     if model_args.augment == "none":
         args.views = 1
-    if model_args.freeze == "all" and args.cache_features and args.views and not (args.mixup or args.cutmix):
+    mixed = args.mixup or args.cutmix or args.amplitude_mix
+    if model_args.freeze == "all" and args.cache_features and args.views and not mixed:
         train = extract(model, parts["train"], train, args, args.views)
         validation = extract(model, parts["validation"], validation, args, 1)
         model = HeadOnly(model)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from training.anatomy import FINDINGS
+from training.mixing import mix_amplitudes
 
 TOLD = ["regular", *FINDINGS]  # by the second task
 
@@ -113,7 +114,7 @@ class Network:
                 frames = spliced(frames, labels, self.change.splice)
             pixels = self._pixels(frames)
             if self.change.amplitudes:
-                pixels = amplitudes_blended(pixels, self.change.amplitudes)
+                pixels = mix_amplitudes(pixels, self.change.amplitudes)
             batch = (pixels, labels, self.findings.index_select(0, keys))
             torch._foreach_zero_(gradients)
         self._gradient(*batch)
@@ -197,21 +198,6 @@ def spliced(frames: torch.Tensor, labels: torch.Tensor, share: float) -> torch.T
     column = torch.where(chance[1, :, None] < 0.5, column, width - 1 - column)
     replaced = (column < cut) & (chance[2, :, None] < share) & healthy.any()
     return torch.where(replaced[:, None], frames[donors], frames)
-
-
-def amplitudes_blended(pixels: torch.Tensor, share: float) -> torch.Tensor:
-    """Blend the amplitudes of the spectra of a share of the frames with those of other frames, as much as chance says.
-
-    pixels (batch, 3, height, width). Phases stay, and with them where things are (Xu et al., A Fourier-based framework
-    for domain generalization, CVPR 2021).
-    """
-    chance = torch.rand(3, len(pixels), 1, 1, 1, device=pixels.device)
-    spectrum = torch.fft.rfft2(pixels)
-    amplitude = spectrum.abs()
-    others = amplitude[chance[0].flatten().argsort()]
-    amplitude = amplitude + chance[1] * (chance[2] < share) * (others - amplitude)
-    blended = torch.fft.irfft2(torch.polar(amplitude, spectrum.angle()), s=pixels.shape[-2:])
-    return blended.contiguous(memory_format=torch.channels_last)
 
 
 def run(networks: list[Network]) -> None:

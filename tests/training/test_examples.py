@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from transformers import ViTImageProcessorPil
 
 from space.remote import ROW_GROUPS
-from training.examples import IGNORED, EpochSampler, Examples, RowGroups
+from training.examples import EpochSampler, Examples, RowGroups
+from training.loss import IGNORED
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 

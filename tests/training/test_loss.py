@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import class_weights, classification_loss, mix
+from training.loss import class_weights, classification_loss
 
 LABELS = np.array([0] * 30 + [1] * 10)
 
@@ -37,17 +37,3 @@ def test_shares_that_are_whole_cost_what_indices_cost(smoothing):
     loss = classification_loss(torch.tensor([0.7, 1.6]), smoothing)
     outputs, labels = SimpleNamespace(logits=torch.randn(5, 2)), torch.tensor([0, 1, 1, 0, 1])
     assert loss(outputs, torch.eye(2)[labels]) == pytest.approx(loss(outputs, labels).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0)])
-def test_pixels_and_labels_are_mixed_in_the_same_shares(mixup, cutmix):
-    torch.manual_seed(0)
-    labels = torch.tensor([0, 1] * 4 + [-100])
-    pixels = labels.clamp(0, 1).float()[:, None, None, None].expand(9, 3, 20, 20)
-    for _ in range(10):
-        mixed, shares = mix(pixels, labels, 2, mixup, cutmix)
-        assert torch.allclose(shares[:8].sum(1), torch.ones(8))
-        assert not shares[8].any()
-        whole = torch.tensor([mixed[index].mean() for index in range(8)])
-        alone = shares[:8].max(1).values == 1  # mixed with its own class or with filling
-        assert torch.allclose(whole[~alone], shares[:8, 1][~alone], atol=1e-6)

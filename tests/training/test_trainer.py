@@ -40,7 +40,7 @@ def test_recomputed_stages_learn_the_same(parts, small_base, tmp_path, base):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema_decay": 0.8, "mixup": 0.4, "cutmix": 1.0, "sam_rho": 0.05},
+        {"ema_decay": 0.8, "mixup": 0.4, "cutmix": 1.0, "amplitude_mix": 0.5, "sam_rho": 0.05},
         {
             "lr_scheduler_type": "reduce_lr_on_plateau",
             "lr_scheduler_kwargs": {"mode": "min", "patience": 0},
