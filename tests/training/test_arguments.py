@@ -1,8 +1,9 @@
 import pytest
+import torch
 
 from space.errors import InputError
 from tests.conftest import RECIPES
-from training.arguments import read_recipe
+from training.arguments import TrainingArguments, read_recipe
 
 
 @pytest.fixture
@@ -111,3 +112,13 @@ def test_a_recipe_that_does_not_exist_is_refused():
         read_recipe(["absent.yaml"])
     with pytest.raises(InputError, match="found no recipe"):
         read_recipe([])
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(1, False), (4, True)])
+def test_one_process_trains_on_one_gpu_and_says_that_the_others_are_idle(tmp_path, monkeypatch, gpus, told):
+    """Or the batch would be as many times as large, and the loss, which is divided by it already, too."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=False, per_device_train_batch_size=8)
+    assert (args.n_gpu, args.train_batch_size) == (1, 8)
+    assert (args.device.type, args.n_gpu) == ("cpu", 1)  # also where the device is asked for again
+    assert ("1 of 4 GPUs, the others idle (" in args.mode) == told
