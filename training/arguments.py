@@ -29,6 +29,7 @@ LEAST = {  # that a number may be
     "gradient_accumulation_steps": 1,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
+    "save_total_limit": 2,  # at 1, the end of a fit leaves the best checkpoint alone, and what goes on would fit anew
 }
 
 STAYS = {  # what every fit here relies on
@@ -148,7 +149,7 @@ class TrainingArguments(transformers.TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "when to measure on the validation part"})
     logging_strategy: str = field(default="epoch", metadata={"help": "when to log the loss"})
     save_strategy: str = field(default="epoch", metadata={"help": "when to write a checkpoint"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "how many checkpoints stay, besides the best"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "how many checkpoints stay, with the best"})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
     metric_for_best_model: str | None = field(
         default="loss", metadata={"help": "what is best on validation: loss, roc_auc or accuracy"}

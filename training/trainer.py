@@ -161,7 +161,7 @@ class ClassifierTrainer(Trainer):
             ) from error
 
     def _run_epoch(self, *args, **settings) -> None:
-        if any(
+        if self.state.global_step >= self.state.max_steps or any(
             each.early_stopping_patience_counter >= each.early_stopping_patience
             for each in self._of(EarlyStoppingCallback)
         ):

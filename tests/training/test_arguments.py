@@ -97,6 +97,7 @@ def test_the_study_is_what_was_published():
             ["--data", "x", "--model_name_or_path", "y"],
             "save_steps: found 6, expected 2 as eval_steps: any may be the best",
         ),
+        ("save_total_limit: 1\n", ["--data", "x", "--model_name_or_path", "y"], "found 1, expected at least 2"),
         ("test_share: 0.9\n", ["--data", "x", "--model_name_or_path", "y"], "shares that leave a train part"),
         ("save_strategy: steps\n", ["--data", "x", "--model_name_or_path", "y"], "requires the save and eval strategy"),
     ],

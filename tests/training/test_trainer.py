@@ -79,6 +79,18 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
         assert distance(whole, same) == 0
 
 
+@pytest.mark.parametrize("length", [{"num_train_epochs": 2}, {"num_train_epochs": 1.5}, {"max_steps": 6}], ids=str)
+def test_a_fit_that_had_ended_takes_no_further_step(parts, small_base, tmp_path, length):
+    """As when what comes after it was killed; also where the best checkpoint is not the last, or an epoch not whole."""
+    settings = length | {"freeze": "all", "load_best_model_at_end": False, "greater_is_better": True}  # the loss falls
+    trainer, ended = fit(parts, small_base, tmp_path, **settings)
+    assert trainer.state.best_global_step < trainer.state.max_steps
+    assert last_checkpoint(tmp_path / "checkpoints").endswith(f"checkpoint-{trainer.state.max_steps}")
+    again, same = fit(parts, small_base, tmp_path, **settings)
+    assert again.state.global_step == trainer.state.max_steps
+    assert distance(ended, same) == 0
+
+
 @pytest.mark.parametrize("step", [4, 8], ids=["first epoch", "last epoch"])
 def test_a_fit_stopped_in_the_last_step_of_an_epoch_is_measured_before(parts, small_base, tmp_path, step):
     settings = {"num_train_epochs": 2, "lr_scheduler_type": "cosine"}
