@@ -55,6 +55,7 @@ from training.unfinished import last_checkpoint, open_unfinished
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
 LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")
+COMPUTED = ("bf16", "fp16", "use_cpu")  # keys of which a base is no other
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
 
 
@@ -84,7 +85,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         fitted["train"] = _together(data.parts["train"], _of_site(data.parts["also"], data_args.also))
     base = model_args
     if model_args.pretrain != "none":
-        base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(model_args, say)))
+        base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(recipe, training_args, say)))
     learned = learned_by(base.model_name_or_path)
     if seen := seen_before(learned, base.model_name_or_path, data.parts):
         _own_up(seen, data, data_args.strict, say)
@@ -177,30 +178,35 @@ def _together(one: Dataset, other: Dataset) -> Dataset:
     return concatenate_datasets([one.select_columns(shared), other.select_columns(shared)])
 
 
-def _pretrain(args: ModelArguments, say: Callable) -> Path:
-    """The folder of the model that the recipe args.pretrain makes of the base, made now where it is not there."""
-    file = Path(args.pretrain) if Path(args.pretrain).is_file() else RECIPES / args.pretrain
-    *parsed, recipe = read_recipe([str(file), "--model_name_or_path", args.model_name_or_path])
+def _pretrain(recipe: dict, args: TrainingArguments, say: Callable) -> Path:
+    """The folder of the model that the recipe's `pretrain` makes of its base, made now where it is not there."""
+    file = Path(recipe["pretrain"]) if Path(recipe["pretrain"]).is_file() else RECIPES / recipe["pretrain"]
+    base = recipe["model_name_or_path"]
+    given = [f"--{key}={recipe[key]}" for key in COMPUTED if key in recipe]
+    *parsed, first = read_recipe([str(file), "--model_name_or_path", base, *given])
     folder = Path(parsed[-1].output_dir)
     if not folder.exists():
         say(f"first {folder}, by {file}\n")
-        train(*parsed, recipe)
+        train(*parsed, first)
         say("\nnow the model itself")
     again = "move it away, and it is made anew"
-    if _recipe_of(folder) != recipe:
-        raise InputError(
-            f"{folder}: found another model than that of {file} and the base {args.model_name_or_path}; {again}"
-        )
-    if read_again(folder / "eval" / "training.json").get("phantom") != _phantom_of(recipe):
+    if _recipe_of(folder, args) != {key: value for key, value in first.items() if key not in COMPUTED}:
+        raise InputError(f"{folder}: found another model than that of {file} and the base {base}; {again}")
+    if read_again(folder / "eval" / "training.json").get("phantom") != _phantom_of(first):
         raise InputError(f"{folder}: found a model of the phantom as another version drew it; {again}")
     say(f"starting from {folder}\n")
     return folder
 
 
-def _recipe_of(folder: Path) -> dict | None:
-    """The recipe in force for a model folder, with the defaults of keys that came later; None where it has none."""
+def _recipe_of(folder: Path, args: TrainingArguments) -> dict | None:
+    """The recipe in force for a model folder, with the defaults of keys that came later; None where it has none.
+
+    How it was computed is left out, and is read as args has it, since reading sets the device up for all that follows.
+    """
+    computed = [f"--{key}={getattr(args, key)}" for key in COMPUTED]
     with suppress(InputError):
-        return read_recipe([str(folder / "recipe.yaml")])[-1]
+        recipe = read_recipe([str(folder / "recipe.yaml"), *computed])[-1]
+        return {key: value for key, value in recipe.items() if key not in COMPUTED}
     return None
 
 

@@ -225,11 +225,11 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert told.index(f"first {tmp_path / 'first'}") < told.index(f"starting from {tmp_path / 'first'}")
     assert told.count("50% of the weights are those of the start, whose logits the train part shifts by normal") == 1
     assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
-    _, model_args, *_ = read_recipe([*command, "--model_name_or_path", str(small_model)])
+    *_, training_args, recipe = read_recipe([*command, "--model_name_or_path", str(small_model)])
     older = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
     del older["keep_start"]  # of a version that had no such key
     (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(older))
-    assert train._pretrain(model_args, print) == tmp_path / "first"
+    assert train._pretrain(recipe, training_args, print) == tmp_path / "first"
     with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
         train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
     made = tmp_path / "first" / "eval" / "training.json"
@@ -262,6 +262,30 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert steps == -(-fitted // 4)
     assert drawn[-1] == {"A", str(tmp_path / "many")}  # simulated sites are drawn as often as one real one
     assert shown[-1] == fitted  # what a view is depends on how many images there are
+
+
+def test_a_base_is_first_trained_as_the_command_says_and_is_the_same_however_it_was_computed(
+    small_home, small_base, tmp_path
+):
+    first = {"data": str(small_home), "model_name_or_path": "microsoft/resnet-50", "image_size": 32}
+    first |= {"num_train_epochs": 1, "output_dir": str(tmp_path / "first")}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
+
+    def pretrained(*settings):
+        command = [PHANTOM, "--pretrain", str(tmp_path / "first.yaml"), "--model_name_or_path", str(small_base)]
+        *_, args, recipe = read_recipe([*command, *settings])
+        return train._pretrain(recipe, args, print)
+
+    mode = json.loads((pretrained("--bf16", "true") / "eval" / "training.json").read_text())["mode"]
+    assert mode.startswith("bf16 (as asked for), ")
+    made = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
+    assert made["bf16"] is True
+    (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(made | {"use_cpu": False}))  # of another machine
+    for settings in ([], ["--bf16", "false"], ["--use_cpu", "true"]):
+        assert pretrained(*settings) == tmp_path / "first"
+    (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(made | {"seed": 7}))
+    with pytest.raises(InputError, match="first: found another model than that of "):
+        pretrained()
 
 
 def test_what_a_base_has_learned_from_is_not_taken_for_new(small_model, small_home, tmp_path):
