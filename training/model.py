@@ -87,10 +87,10 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
     return model.to(memory_format=torch.channels_last), processor  # faster convolutions
 
 
-def tells_as_many(name: str, model: PreTrainedModel) -> bool:
-    """Whether the base has a head of the same kind for as many classes, which `load_base` then takes over."""
+def tells_these(name: str, model: PreTrainedModel) -> bool:
+    """Whether the base has a head of the same kind for the same classes in their order, which `load_base` took over."""
     stored = AutoConfig.from_pretrained(name)
-    return stored.num_labels == model.config.num_labels and stored.model_type == model.config.model_type
+    return stored.id2label == model.config.id2label and stored.model_type == model.config.model_type
 
 
 def labels_of(folder: Path) -> list[str]:

@@ -39,7 +39,7 @@ from training.examples import Examples
 from training.interpolate import interpolate
 from training.learned import learned_by, seen_before, split_table
 from training.measure import measure
-from training.model import load_base, tells_as_many
+from training.model import load_base, tells_these
 from training.outputs import move_into_place, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
@@ -301,7 +301,7 @@ def _keep_seen(work: Path, folder: Path, state: TrainerState) -> None:
 def _keep_start(folder: Path, base: ModelArguments, train: Dataset) -> str:
     """Give the saved model the share of the base's weights that base.keep_start says; what was done, a line."""
     start, _ = load_base(base, train.features["label"].names)
-    return interpolate(folder, start, tells_as_many(base.model_name_or_path, start), train, base.keep_start)
+    return interpolate(folder, start, tells_these(base.model_name_or_path, start), train, base.keep_start)
 
 
 def _judge(folder: Path, parts: dict[str, Dataset], args: ModelArguments, say: Callable) -> None:

@@ -10,7 +10,7 @@ from tests.fits import weights
 from training.arguments import ModelArguments
 from training.calibration import fit_shift
 from training.interpolate import interpolate
-from training.model import load_base, tells_as_many
+from training.model import load_base, tells_these
 from training.settle import look_at
 from training.stages import head_of
 
@@ -71,12 +71,23 @@ def test_a_head_that_the_start_does_not_know_stays_as_it_was_fitted(start, folde
             assert torch.allclose(value, (fitted[name] + begun[name]) / 2, atol=1e-6), name
 
 
-def test_a_base_of_other_classes_does_not_know_them(small_model):
-    for labels, known in ((["normal", "sick"], True), (["normal", "covid", "pneumonia"], False)):
+def test_a_base_knows_the_classes_of_its_head_in_their_order(small_model):
+    """As many others, or the same turned round, are told by another head."""
+    for labels in (["normal", "sick"], ["sick", "normal"], ["normal", "covid"], ["normal", "covid", "pneumonia"]):
         model, _ = load_base(ModelArguments(str(small_model), image_size=64), labels)
-        assert tells_as_many(str(small_model), model) == known
+        assert tells_these(str(small_model), model) == (labels == ["normal", "sick"])
     model, _ = load_base(ModelArguments(str(small_model), image_size=64, head="mlp"), ["normal", "sick"])
-    assert not tells_as_many(str(small_model), model)
+    assert not tells_these(str(small_model), model)
+
+
+def test_a_base_without_a_head_knows_no_classes(small_model, tmp_path):
+    """Its configuration is one for two classes, since it names none."""
+    model, processor = load_base(ModelArguments(str(small_model), image_size=64), ["normal", "sick"])
+    model.base_model.config.update({"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "architectures": None})
+    for part in (model.base_model, processor):
+        part.save_pretrained(tmp_path)
+    model, _ = load_base(ModelArguments(str(tmp_path), image_size=64), ["normal", "sick"])
+    assert not tells_these(str(tmp_path), model)
 
 
 def test_the_shift_is_what_was_taken_away_and_images_that_weigh_nothing_say_nothing():
