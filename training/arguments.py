@@ -212,10 +212,9 @@ class TrainingArguments(transformers.TrainingArguments):
             self.dataloader_num_workers = best_workers(self.device.type, self.local_world_size)
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         gpus, self._n_gpu = self.n_gpu, min(self.n_gpu, 1)  # or nn.DataParallel would multiply batch and loss
-        used = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
-        self.mode = (
-            f"{used} ({reason if picked else 'as asked for'}), channels_last, {self.dataloader_num_workers} workers"
-        )
+        self.precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
+        by = reason if picked else "as asked for"
+        self.mode = f"{self.precision} ({by}), channels_last, {self.dataloader_num_workers} workers"
         if gpus > 1:
             self.mode += f", 1 of {gpus} GPUs, the others idle (for all: accelerate launch, accelerate/multi_gpu.yaml)"
 

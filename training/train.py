@@ -35,7 +35,7 @@ from training.card import write_card
 from training.checkpoints import HubSaves, fetch_start
 from training.cli import run
 from training.evaluate import report
-from training.examples import Examples
+from training.examples import Examples, RowGroups
 from training.interpolate import interpolate
 from training.learned import learned_by, seen_before, split_table
 from training.measure import measure
@@ -56,6 +56,7 @@ from training.unfinished import last_checkpoint, open_unfinished
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
 LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")
 COMPUTED = ("bf16", "fp16", "use_cpu")  # keys of which a base is no other
+PICKED = ("bf16", "fp16", "dataloader_num_workers")  # keys that are picked where they are not given
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
 
 
@@ -93,7 +94,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     model, processor = load_base(base, data.home.features["label"].names)
 
     work = final.with_name(f".{final.name}.unfinished")
-    run = recipe | _circumstances(fitted, training_args)
+    run = _run(recipe, fitted, training_args)
     training_args.output_dir = str(work / "checkpoints")
     with main_process_first():
         if training_args.process_index == 0:
@@ -111,7 +112,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         f"process(es), {training_args.mode}"
     )
     say(f"to look at meanwhile: {work / 'samples.png'}, {work / 'learning_curves.png'}")
-    if not training_args.mode.startswith("float32"):
+    if training_args.precision != "float32":
         say("(rounded in another way on other machines; --bf16 false trains in float32)")
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
@@ -153,15 +154,18 @@ def _own_up(seen: list[str], data: Prepared, strict: bool, say: Callable) -> Non
     say("\n".join([*seen, ""]))
 
 
-def _circumstances(fitted: dict[str, Dataset], args: TrainingArguments) -> dict:
-    """What has to be as it was, besides the recipe, for a run to go on where it was stopped."""
+def _run(recipe: dict, fitted: dict[str, Dataset], args: TrainingArguments) -> dict:
+    """What has to be as it was for a run to go on where it was stopped: what changes the weights, picked or given."""
     parts, names = [fitted["train"], fitted["validation"]], fitted["train"].features["label"].names
-    return {
+    run = {key: value for key, value in recipe.items() if key not in PICKED} | {
         "images": _digest(pixels for rows in parts for pixels in rows["pixels"]),
         "labels": _digest(names[label] for rows in parts for label in rows["label"]),
         "processes": args.world_size,
-        "mode": args.mode,
+        "mode": args.precision,
     }
+    if RowGroups.of_rows(fitted["train"], 1, 1):  # whose order depends on who decodes them
+        run["dataloader_num_workers"] = max(1, args.dataloader_num_workers)
+    return run
 
 
 def _digest(words: Iterable[str]) -> str:

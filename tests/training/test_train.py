@@ -19,9 +19,10 @@ from space.errors import InputError
 from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
-from training.arguments import read_recipe
+from training.arguments import TrainingArguments, read_recipe
 from training.phantom import write_phantom
 from training.processes import require_processes
+from training.unfinished import difference
 
 PHANTOM = str(RECIPES / "phantom.yaml")
 
@@ -144,15 +145,39 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
         assert (tmp_path / "m" / name).read_bytes() == (small_model / name).read_bytes(), name
 
 
-def test_a_run_is_another_once_an_image_has_another_label(parts):
-    args = SimpleNamespace(world_size=1, mode="float32")
-    before = train._circumstances(parts, args)
+def test_a_run_is_another_once_an_image_has_another_label(parts, tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path))
+    before = train._run({}, parts, args)
     for part in ("train", "validation"):
         labels = parts[part]["label"]
         mended = parts[part].remove_columns("label").add_column("label", [1 - labels[0], *labels[1:]])
         mended = mended.cast_column("label", parts[part].features["label"])
-        after = train._circumstances({**parts, part: mended}, args)
+        after = train._run({}, {**parts, part: mended}, args)
         assert {key for key in before if before[key] != after[key]} == {"labels"}
+
+
+def test_a_run_is_the_same_on_other_cores_and_another_gpu_but_not_in_another_precision(parts, tmp_path):
+    def run(**settings):
+        args = TrainingArguments(output_dir=str(tmp_path), **settings)
+        return train._run({"seed": 1} | settings, parts, args)
+
+    picked = TrainingArguments(output_dir=str(tmp_path))  # by this machine, which its mode names
+    assert run() == run(bf16=picked.bf16, dataloader_num_workers=3)
+    assert difference(run(bf16=True), run(bf16=False)) == "mode: bf16 where this one has float32"
+
+
+def test_a_run_of_images_fetched_by_the_row_group_is_another_with_other_workers(parts, tmp_path):
+    """For who decodes which images decides their order."""
+
+    def run(workers):
+        args = TrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=workers)
+        return train._run({"dataloader_num_workers": workers}, fetched, args)
+
+    cells = [{"path": f"hf://datasets/a/b@c/d.parquet#image/0/{row}/x.png", "bytes": None} for row in range(2)]
+    rows = parts["train"].select(range(2))
+    fetched = dict(parts) | {"train": rows.remove_columns("image").add_column("image", cells)}
+    assert run(0) == run(1)
+    assert difference(run(2), run(3)) == "dataloader_num_workers: 2 where this one has 3"
 
 
 def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, tmp_path):
