@@ -16,8 +16,23 @@ from safetensors import SafetensorError
 from space.errors import InputError
 
 
+def place_of(path: Path) -> Path:
+    """Where a folder of that name is made: where a link leads, else the path itself.
+
+    Raises InputError on a mount point, which no folder can take the place of.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if os.path.ismount(place):
+        raise InputError(
+            f"{place}: a disk is mounted there, and a new folder cannot take its place; name one in it, such as "
+            f"{place / 'model'}"
+        )
+    return place
+
+
 def refuse_existing(path: Path, remedy: str) -> None:
     """Raise InputError when there is something at `path` already (an empty folder does not count), or cannot be."""
+    path = place_of(path)
     if not path.name:
         raise InputError(f"{path}: expected the name of something new; {remedy}")
     if file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
@@ -31,6 +46,7 @@ def refuse_existing(path: Path, remedy: str) -> None:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield the name of a folder to make; it becomes `final` at the end, or is removed when anything is raised."""
+    final = place_of(final)
     with writing(final) as work:
         try:
             yield work

@@ -40,7 +40,7 @@ from training.interpolate import interpolate
 from training.learned import learned_by, seen_before, split_table
 from training.measure import measure
 from training.model import load_base, tells_these
-from training.outputs import move_into_place, read_again, refuse_existing, writing
+from training.outputs import move_into_place, place_of, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
 from training.report import write_report
@@ -67,7 +67,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     InputError on unfit data, an unknown base, or when the folder exists, unless it is a model folder that may be
     overwritten.
     """
-    final = Path(training_args.output_dir)
+    final = place_of(Path(training_args.output_dir))
     if not (model_args.overwrite and _is_model_folder(final)):
         refuse_existing(
             final, "choose another --output_dir, or replace it, if it is a model folder, with --overwrite true"

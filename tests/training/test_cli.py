@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from space.errors import InputError
 from tests.conftest import RECIPES
 from training import cli, train
-from training.outputs import new_file, new_folder, writing
+from training.outputs import new_file, new_folder, refuse_existing, writing
 
 SCRIPT = Path(sys.executable).parent / "chest-opacity"
 
@@ -80,6 +80,28 @@ def test_what_fails_half_way_leaves_nothing(make, tmp_path):
     with make(tmp_path / "out") as work:
         write(work)
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_made_where_a_link_leads(there, tmp_path):
+    real = tmp_path / "disk" / "real"
+    (real if there else real.parent).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    refuse_existing(tmp_path / "link", "")
+    with new_folder(tmp_path / "link") as work:
+        assert work.parent == real.parent  # or it could not be renamed
+        work.mkdir()
+        (work / "file").touch()
+    assert os.listdir(real) == ["file"]
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(real.parent) == ["real"]
+
+
+def test_a_mount_point_is_refused_since_no_folder_can_take_its_place(tmp_path):
+    (tmp_path / "link").symlink_to("/proc")
+    for path in (Path("/proc"), tmp_path / "link"):
+        with pytest.raises(InputError, match=r"^/proc: a disk is mounted there.*, such as /proc/model$"):
+            refuse_existing(path, "choose another")
 
 
 def test_weights_that_cannot_be_written_are_one_line(tmp_path):

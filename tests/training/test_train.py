@@ -369,6 +369,23 @@ def test_a_place_that_cannot_be_written_is_one_line_at_the_start_and_at_the_end(
     assert not (tmp_path / "m").exists()
 
 
+def test_a_model_is_made_and_made_again_where_a_link_leads_and_not_in_the_place_of_a_disk(
+    small_home, small_base, tmp_path
+):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "real")
+    command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
+    command += ["--max_steps", "1", "--overwrite", "true", "--output_dir"]
+    for _ in range(2):
+        train.main([*command, str(tmp_path / "m")])
+        assert (tmp_path / "m").is_symlink()
+        assert os.listdir(tmp_path / "disk") == ["real"]
+        assert (tmp_path / "disk" / "real" / "model.safetensors").is_file()
+        (tmp_path / "disk" / "real" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="^/proc: a disk is mounted there"):
+        train.main([*command, "/proc"])
+
+
 def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
     """Also with a last step that is not full and by sharpness-aware steps; they count every validation image once."""
     command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
