@@ -280,6 +280,8 @@ def _require_ranges(data: DataArguments, model: ModelArguments, training: Traini
     shares = data.validation_share, data.test_share
     doubled = data.balance == "oversample" and data.balance_scope == "all"
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    wanted, mode = "min" if best == "loss" else "max", (training.lr_scheduler_kwargs or {}).get("mode", "min")
+    heeded = training.lr_scheduler_type in {"reduce_lr_on_plateau", "greedy"}
     at_steps, smoothing = training.save_strategy == "steps", training.label_smoothing_factor
     saved = not (training.load_best_model_at_end and at_steps) or training.save_steps == training.eval_steps
     blank = model.keep_start and model.pretrain == "none" and model.model_name_or_path.startswith("scratch:")
@@ -311,6 +313,12 @@ def _require_ranges(data: DataArguments, model: ModelArguments, training: Traini
         ("amplitude_mix", training.amplitude_mix, 0 <= training.amplitude_mix <= 1, "0 to 1"),
         ("ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "from 0 to below 1"),
         ("metric_for_best_model", best, best in {"loss", "roc_auc", "accuracy"}, "loss, roc_auc or accuracy"),
+        (
+            "mode of lr_scheduler_kwargs",
+            mode,
+            mode == wanted or not heeded,
+            f"{wanted} with metric_for_best_model {best}, or the rate falls while it gets better",
+        ),
     ):
         if not fits:
             raise InputError(f"{key}: found {value}, expected {expected}")

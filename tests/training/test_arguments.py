@@ -98,6 +98,16 @@ def test_the_study_is_what_was_published():
             "save_steps: found 6, expected 2 as eval_steps: any may be the best",
         ),
         ("save_total_limit: 1\n", ["--data", "x", "--model_name_or_path", "y"], "found 1, expected at least 2"),
+        (
+            "lr_scheduler_type: reduce_lr_on_plateau\nmetric_for_best_model: roc_auc\n",
+            ["--data", "x", "--model_name_or_path", "y"],
+            "mode of lr_scheduler_kwargs: found min, expected max with metric_for_best_model roc_auc",
+        ),
+        (
+            "lr_scheduler_type: greedy\nlr_scheduler_kwargs: {mode: max}\n",
+            ["--data", "x", "--model_name_or_path", "y"],
+            "mode of lr_scheduler_kwargs: found max, expected min with metric_for_best_model loss",
+        ),
         ("test_share: 0.9\n", ["--data", "x", "--model_name_or_path", "y"], "shares that leave a train part"),
         ("save_strategy: steps\n", ["--data", "x", "--model_name_or_path", "y"], "requires the save and eval strategy"),
     ],
@@ -113,6 +123,13 @@ def test_a_recipe_that_does_not_exist_is_refused():
         read_recipe(["absent.yaml"])
     with pytest.raises(InputError, match="found no recipe"):
         read_recipe([])
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("eval_loss", "min")])
+def test_a_rate_may_fall_once_the_best_metric_is_no_longer_getting_better(recipe, metric, mode):
+    file = recipe(f"lr_scheduler_type: reduce_lr_on_plateau\nlr_scheduler_kwargs: {{mode: {mode}}}\n")
+    given = ["--data", "x", "--model_name_or_path", "y", "--metric_for_best_model", metric]
+    assert read_recipe([file, *given])[2].lr_scheduler_kwargs == {"mode": mode}
 
 
 @pytest.mark.parametrize(("gpus", "told"), [(1, False), (4, True)])
