@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from space.errors import InputError
+from training.outputs import new_file
 
 RUN = "run.yaml"  # in the folder: what the run is
 
@@ -19,7 +20,7 @@ def open_unfinished(work: Path, run: dict, overwrite: bool) -> None:
 
     run is all that must be the same for the rest of a run to be what it would have been: the recipe, the images, their
     labels and the number of processes. Raises InputError, with the first difference, when the folder is of another run,
-    unless that may be overwritten.
+    or when nothing tells of which its checkpoints are, unless that may be overwritten.
     """
     run = yaml.safe_load(yaml.safe_dump(run))
     if work.is_dir():
@@ -30,10 +31,17 @@ def open_unfinished(work: Path, run: dict, overwrite: bool) -> None:
                 f"{work}: a stopped run is there with {differs}; "
                 "go on with that recipe, choose another --output_dir, or give it up with --overwrite true"
             )
+        if differs and not overwrite and (checkpoint := last_checkpoint(work / "checkpoints")):
+            raise InputError(
+                f"{work}: {Path(checkpoint).name} of a stopped run is there, but no {RUN} that can be read; "
+                "choose another --output_dir, or give it up with --overwrite true"
+            )
         if differs:
             shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    (work / RUN).write_text(yaml.safe_dump(run, sort_keys=False))
+    if read_run(work) != run:
+        with new_file(work / RUN) as file:
+            file.write_text(yaml.safe_dump(run, sort_keys=False))
     shutil.rmtree(work / "model", ignore_errors=True)
     whole = last_checkpoint(work / "checkpoints")
     for checkpoint in (work / "checkpoints").glob("checkpoint-*"):

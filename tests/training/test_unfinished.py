@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 
 from space.errors import InputError
@@ -25,6 +27,34 @@ def test_what_the_same_run_left_is_kept_but_for_what_was_cut_short(tmp_path):
     open_unfinished(work, {"seed": 1}, False)
     left = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_dir())
     assert left == ["checkpoints", "checkpoints/checkpoint-10", "checkpoints/checkpoint-9"]
+
+
+@pytest.mark.parametrize("left", ["", "half: [", None])
+def test_checkpoints_of_which_nothing_tells_the_run_are_not_thrown_away(tmp_path, left):
+    """As when the power failed, or the disk was full."""
+    open_unfinished(tmp_path / "w", {"seed": 1}, False)
+    checkpoints(tmp_path / "w" / "checkpoints", checkpoint_9="{}")
+    (tmp_path / "w" / "run.yaml").unlink()
+    if left is not None:
+        (tmp_path / "w" / "run.yaml").write_text(left)
+    with pytest.raises(InputError, match=r"w: .*checkpoint-9.* no run\.yaml that can be read.*--overwrite true") as no:
+        open_unfinished(tmp_path / "w", {"seed": 1}, False)
+    assert "\n" not in str(no.value)
+    assert last_checkpoint(tmp_path / "w" / "checkpoints")
+    open_unfinished(tmp_path / "w", {"seed": 1}, True)
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["run.yaml"]
+
+
+def test_what_a_run_is_outlasts_a_disk_that_is_full_when_it_goes_on(tmp_path):
+    open_unfinished(tmp_path, {"seed": 1}, False)
+    checkpoints(tmp_path / "checkpoints", checkpoint_9="{}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
+        open_unfinished(tmp_path, {"seed": 1}, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_run(tmp_path) == {"seed": 1}
 
 
 def test_a_run_is_known_again_by_its_first_difference(tmp_path):
