@@ -6,12 +6,15 @@ import io
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from space.errors import InputError, check_size, reason_of
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 OTHERS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})  # not worth opening
@@ -110,10 +113,9 @@ class DicomFile:
         return (low <= values) & (values <= high)
 
     def _windowed(self, values: np.ndarray) -> np.ndarray:
-        from pydicom.pixels import apply_voi_lut
-
-        if "VOILUTSequence" in self._data:
-            return _by_range(apply_voi_lut(values.astype(np.int64), self._data, prefer_lut=True))
+        table = next(iter(self._data.get("VOILUTSequence") or ()), {})
+        if table.get("LUTData"):
+            return self._looked_up(values, table)
         centre, width = self._first("WindowCenter"), self._first("WindowWidth")
         function = str(self._data.get("VOILUTFunction") or "LINEAR").upper()
         exact = function in ("LINEAR_EXACT", "SIGMOID")
@@ -124,6 +126,24 @@ class DicomFile:
         place = (values - centre) / width if exact else (values - (centre - 0.5)) / (width - 1)
         share = (np.tanh(2 * place) + 1) / 2 if function == "SIGMOID" else place + 0.5
         return (share * 255).clip(0, 255).round().astype(np.uint8)
+
+    def _looked_up(self, values: np.ndarray, table: Dataset) -> np.ndarray:
+        """By an item of VOILUTSequence, whose entries are bytes or words (DICOM PS3.3 C.11.2.1.1); pydicom would keep
+        the place of an entry in as few bits as the entries have."""
+        count, first, bits = table.LUTDescriptor
+        count = count % 65536 or 65536
+        lowest = -(1 << self._data.BitsStored - 1) if self._data.PixelRepresentation == 1 else 0
+        lowest = lowest * (self._first("RescaleSlope") or 1) + (self._first("RescaleIntercept") or 0)
+        if first >= 32768 and lowest < 0 and "ModalityLUTSequence" not in self._data:
+            first -= 65536  # it was written without its sign
+        entries = table.LUTData
+        if isinstance(entries, bytes):
+            entries = np.frombuffer(entries, "<u2" if self._data.original_encoding[1] else ">u2")
+        entries = np.atleast_1d(entries).astype("<u2")
+        if bits <= 8 and len(entries) < count:
+            entries = entries.view(np.uint8)
+        places = (values - first).round().clip(0, count - 1).astype(int)
+        return (entries[places] * (255 / (2**bits - 1))).clip(0, 255).round().astype(np.uint8)
 
     def _first(self, keyword: str) -> float | None:
         value = self._data.get(keyword)

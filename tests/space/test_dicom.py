@@ -3,9 +3,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_windowing
-from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, HTJ2KLossless, JPEGLSLossless
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
@@ -68,6 +69,63 @@ def test_a_window_is_drawn_by_the_function_that_the_file_names(tmp_path, functio
     path = write_dicom(tmp_path / "a.dcm", values, 16, **window)
     wanted = (apply_windowing(values, dcmread(path)) + 2**15) / (2**16 - 1) * 255
     assert np.abs(grey(path) - wanted).max() <= 1
+
+
+LADDER = np.arange(4096) * 16  # 16 bits for 12
+
+
+def look_up(entries, first, bits, kind="<u2", count=None):
+    """A VOI LUT with the entries as bytes."""
+    table = Dataset()
+    table.LUTDescriptor = [len(entries) if count is None else count, first, bits]
+    table.add_new("LUTData", "OW", entries.astype(kind).tobytes())
+    return {"VOILUTSequence": [table]}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "stored", "entries", "first", "more"),
+    [
+        (RAMP.astype(np.uint16) * 16, 12, np.arange(4096) // 16, 0, {"bits": 8, "kind": "u1"}),
+        (RAMP.astype(np.uint16) * 16, 12, np.arange(4096) // 16, 0, {"bits": 8}),
+        (RAMP.astype(np.uint16) * 16, 12, LADDER[:1000], 500, {"bits": 16}),
+        (RAMP.astype(np.uint16) * 16, 12, np.arange(4096) // 4 + 900, 0, {"bits": 12}),
+        (RAMP.astype(np.int16) * 16 - 2048, 12, LADDER, -2048, {"bits": 16}),
+        (RAMP.astype(np.uint16) * 256, 16, np.arange(65536), 0, {"bits": 16, "count": 0}),
+        (RAMP.astype(np.uint16) * 256, 16, np.arange(50000), 7, {"bits": 16}),
+        (RAMP.astype(np.int16) * 128, 16, np.arange(255) + 1, 3000, {"bits": 8, "kind": "u1"}),
+    ],
+    ids=["bytes", "8 bits in 16", "short", "its own range", "signed", "65536", "50000", "odd"],
+)
+def test_a_look_up_table_gives_the_greys_that_it_holds(tmp_path, pixels, stored, entries, first, more):
+    path = write_dicom(tmp_path / "a.dcm", pixels, stored, **look_up(entries, first, **more))
+    wanted = entries[(pixels.astype(int) - first).clip(0, len(entries) - 1)] * 255 / (2 ** more["bits"] - 1)
+    assert np.abs(grey(path) - wanted).max() <= 0.5
+    data = dcmread(path)
+    data.VOILUTSequence[0]["LUTDescriptor"].VR = "US"  # as many write it for signed pixels too
+    data.VOILUTSequence[0].LUTDescriptor = [value % 65536 for value in data.VOILUTSequence[0].LUTDescriptor]
+    data.save_as(path)
+    assert np.abs(grey(path) - wanted).max() <= 0.5
+    data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    for holder, tag in ((data, "PixelData"), (data.VOILUTSequence[0], "LUTData")):
+        holder[tag].value = np.frombuffer(holder[tag].value, "<u2").byteswap().tobytes()
+    dcmwrite(path, data)
+    assert np.abs(grey(path) - wanted).max() <= 0.5
+
+
+def test_a_look_up_table_comes_after_the_slope_and_may_begin_below_nought(tmp_path):
+    more = look_up(LADDER, -1024 % 65536, 16) | {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    path = write_dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16) * 16, 12, **more)
+    assert np.abs(grey(path) - RAMP).max() <= 1
+
+
+def test_without_entries_of_a_look_up_table_the_window_is_taken(tmp_path):
+    window = {"WindowCenter": 100, "WindowWidth": 401}  # more than the picture uses
+    wanted = grey(write_dicom(tmp_path / "window.dcm", RAMP, **window))
+    empty = Dataset()
+    empty.LUTDescriptor = [256, 0, 8]
+    for sequence in ([], [empty]):
+        path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=sequence, **window)
+        assert np.array_equal(grey(path), wanted)
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
