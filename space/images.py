@@ -39,7 +39,7 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 check_size(*image.size)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(upright(image))
     except InputError:
         raise
     except FileNotFoundError:
@@ -49,6 +49,19 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
             raise InputError(f"it cannot be read ({reason_of(error)})") from None
         reason = "it is cut short" if "truncated" in str(error).lower() else "it is no image that can be read"
         raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP, WebP or DICOM file") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image of a file turned as EXIF says, and no negative of what it shows.
+
+    Where 0 is white in a TIFF file, Pillow inverts up to 8 bits and leaves more as they are.
+    """
+    negative = image.format == "TIFF" and image.mode in {"I;16", "F"} and image.tag_v2.get(262) == 0
+    image = ImageOps.exif_transpose(image)
+    if not negative:
+        return image
+    values = np.asarray(image)
+    return Image.fromarray(-values if image.mode == "F" else 65535 - values)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

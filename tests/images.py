@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ def write_images(folder: Path, *names: str) -> None:
     for index, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 9), index * 9, np.uint8)).save(folder / name)
+
+
+def white_is_nought(tiff: bytes) -> bytes:
+    """The bytes of a TIFF file of grey with its values as they are, said to be 0 where it is white."""
+    tag = struct.pack("<HHI", 262, 3, 1)
+    assert tiff.count(tag) == 1
+    return tiff.replace(tag + b"\1", tag + b"\0")
 
 
 def write_table(file: Path, columns: list[str], *rows: list[str]) -> None:

@@ -18,12 +18,12 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as Picture
-from PIL import ImageOps, PngImagePlugin
+from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
 from space.dicom import is_dicom
 from space.errors import InputError
-from space.images import load_image
+from space.images import load_image, upright
 from space.remote import read_content
 from training.audit import audit_data
 from training.card import find_template, plain
@@ -174,7 +174,7 @@ def _numbered(images: pd.DataFrame) -> list[str]:
 
 def _clean(row: dict) -> dict:
     content = read_content(row["image"])
-    image = load_image(content) if is_dicom(content) else ImageOps.exif_transpose(Picture.open(io.BytesIO(content)))
+    image = load_image(content) if is_dicom(content) else upright(Picture.open(io.BytesIO(content)))
     if image.mode not in PLAIN:
         image = load_image(content)
     bare, buffer, note = (

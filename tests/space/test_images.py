@@ -11,6 +11,7 @@ from transformers.image_utils import load_image as pipeline_load_image
 from space.clips import load_frames
 from space.errors import InputError
 from space.images import FORMATS, load_image
+from tests.images import white_is_nought
 
 
 def file_of(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -52,6 +53,16 @@ def test_16_bits_are_scaled_by_their_range_and_not_clipped(values):
     assert grey.max() == 255
     assert (np.diff(grey.astype(int)) >= 0).all()
     assert len(np.unique(grey)) == 256
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_tiff_in_which_white_is_nought_is_no_negative(kind, orientation):
+    values = np.linspace(0, 255, 200).reshape(10, 20).round().astype(kind) * kind(1 if kind == np.uint8 else 200)
+    content = file_of(Image.fromarray(values), "TIFF", tiffinfo={274: orientation})
+    turned = load_image(white_is_nought(content))
+    assert np.abs(np.asarray(turned) - (255 - np.asarray(load_image(content)).astype(int))).max() <= 1
+    assert turned.size == ((20, 10) if orientation == 1 else (10, 20))
 
 
 def test_exif_orientation_is_applied():

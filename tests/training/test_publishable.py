@@ -3,6 +3,7 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from space.errors import InputError
 from space.images import load_image
 from tests.dicom import write_dicom
-from tests.images import speckle, write_table
+from tests.images import speckle, white_is_nought, write_table
 from training.fingerprint import take_fingerprints
 from training.publishable import licence, read_publishable, write_data_card, write_publishable
 from training.sources import load_data
@@ -161,6 +162,17 @@ def test_nothing_of_a_file_but_its_pixels_leaves_the_machine(secret, tmp_path):
     assert len({row["group"] for row in rows}) == 3
     originals = {take(data / path).tobytes() for path in load_data(data)["path"]}
     assert {take(image).tobytes() for image in shown} == originals
+
+
+def test_a_tiff_in_which_white_is_nought_is_written_as_it_is_seen(tmp_path):
+    Image.fromarray(speckle(0).astype(np.uint16) * 200).save(tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    negative = {"path": "a.tif", "bytes": white_is_nought(content)}
+    rows = Dataset.from_dict({"image": [negative]}, Features({"image": datasets.Image()}))
+    (file,) = write_publishable({"train": rows}, tmp_path).values()
+    written = pq.read_table(file).to_pylist()[0]["image"]["bytes"]
+    assert Image.open(io.BytesIO(written)).mode == "I;16"
+    assert np.abs(np.asarray(load_image(written)) - (255.0 - np.asarray(load_image(content)))).max() <= 1
 
 
 def take(image):
