@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -64,17 +65,18 @@ class DicomFile:
             raise InputError(f"it is no DICOM file that can be read ({reason_of(error)})") from None
 
     def frame(self, index: int = 0) -> Image.Image:
-        """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over, padding black.
+        """One frame as 8-bit RGB: rescaled, windowed as the file says, MONOCHROME1 turned over, padding black; or the
+        colours of its palette.
 
         Without a window 8 bits stay as they are, and more are scaled by the range that the frame uses.
         """
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+        from pydicom.pixels import apply_modality_lut, pixel_array
 
         try:
             values = pixel_array(self._data, index=index)
             kind = self._data.PhotometricInterpretation
             if kind == "PALETTE COLOR":
-                return _to_image(_by_range(apply_color_lut(values, self._data)))
+                return _to_image(self._coloured(values))
             if values.ndim == 3:
                 return _to_image(values if values.dtype == np.uint8 else _by_range(values))
             values = self._without_unused_bits(values)
@@ -93,6 +95,21 @@ class DicomFile:
         """At most `count` evenly spaced frames, first and last included, as (number in the file, 8-bit RGB image)."""
         numbers = np.unique(np.linspace(0, self.frames - 1, count).round().astype(int)).tolist()
         return [(number, self.frame(number)) for number in numbers]
+
+    def _coloured(self, values: np.ndarray) -> np.ndarray:
+        """By the palette's own colours: the upper 8 bits of 16, unless it uses the lower ones alone."""
+        from pydicom.pixels import apply_color_lut
+
+        count, first, _ = self._data.RedPaletteColorLookupTableDescriptor
+        count = count % 65536 or 65536
+        tables = [self._data.get(f"{name}PaletteColorLookupTableData") for name in ("Red", "Green", "Blue")]
+        if all(tables):
+            colours = np.stack([self._entries(table, count) for table in tables], axis=-1)
+        else:  # in segments
+            colours = apply_color_lut(np.arange(first, first + count), self._data)[:, :3]
+        if colours.max() > 255:
+            colours = colours >> 8
+        return colours.astype(np.uint8)[(values.astype(int) - first).clip(0, count - 1)]
 
     def _without_unused_bits(self, values: np.ndarray) -> np.ndarray:
         """Drop the bits above BitsStored, where old files keep overlays."""
@@ -128,22 +145,23 @@ class DicomFile:
         return (share * 255).clip(0, 255).round().astype(np.uint8)
 
     def _looked_up(self, values: np.ndarray, table: Dataset) -> np.ndarray:
-        """By an item of VOILUTSequence, whose entries are bytes or words (DICOM PS3.3 C.11.2.1.1); pydicom would keep
-        the place of an entry in as few bits as the entries have."""
+        """By an item of VOILUTSequence (DICOM PS3.3 C.11.2.1.1)."""
         count, first, bits = table.LUTDescriptor
         count = count % 65536 or 65536
         lowest = -(1 << self._data.BitsStored - 1) if self._data.PixelRepresentation == 1 else 0
         lowest = lowest * (self._first("RescaleSlope") or 1) + (self._first("RescaleIntercept") or 0)
         if first >= 32768 and lowest < 0 and "ModalityLUTSequence" not in self._data:
             first -= 65536  # it was written without its sign
-        entries = table.LUTData
-        if isinstance(entries, bytes):
-            entries = np.frombuffer(entries, "<u2" if self._data.original_encoding[1] else ">u2")
-        entries = np.atleast_1d(entries).astype("<u2")
-        if bits <= 8 and len(entries) < count:
-            entries = entries.view(np.uint8)
         places = (values - first).round().clip(0, count - 1).astype(int)
-        return (entries[places] * (255 / (2**bits - 1))).clip(0, 255).round().astype(np.uint8)
+        shown = self._entries(table.LUTData, count)[places] * (255 / (2**bits - 1))
+        return shown.clip(0, 255).round().astype(np.uint8)
+
+    def _entries(self, table: bytes | Sequence[int], count: int) -> np.ndarray:
+        """Those of a look-up table, which are words or bytes; pydicom would keep their numbers in as few bits too."""
+        if isinstance(table, bytes):
+            table = np.frombuffer(table, "<u2" if self._data.original_encoding[1] else ">u2")
+        words = np.atleast_1d(table).astype("<u2")
+        return words.view(np.uint8) if len(words) == -(-count // 2) < count else words
 
     def _first(self, keyword: str) -> float | None:
         value = self._data.get(keyword)

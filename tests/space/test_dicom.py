@@ -179,6 +179,40 @@ def test_colours_stay(tmp_path):
     assert np.array_equal(np.asarray(DicomFile(path).frame()), colours)
 
 
+@pytest.mark.parametrize(
+    ("kind", "pixels", "count", "scale"),
+    [
+        ("u1", np.uint8, 256, 1),
+        ("<u2", np.uint8, 256, 256),
+        ("<u2", np.uint8, 256, 1),
+        ("u1", np.uint16, 256, 1),
+        ("u1", np.uint16, 300, 1),
+        ("<u2", np.uint16, 300, 256),
+    ],
+    ids=["8 bits", "16 bits", "8 bits in 16", "beyond its end", "300 of 8 bits", "300 of 16 bits"],
+)
+def test_a_palette_s_colours_are_those_that_it_holds_whatever_a_frame_uses(tmp_path, kind, pixels, count, scale):
+    numbers, first = np.arange(count), 3
+    tables = np.stack([numbers // 2 + 50, 200 - numbers // 2, numbers // 4 + 9], axis=-1)
+    indices = np.stack([RAMP // 8 + 90, RAMP]).astype(pixels) * (1 if pixels == np.uint8 else 2)
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, table in zip(("Red", "Green", "Blue"), tables.T, strict=True):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [count, first, 16 if kind == "<u2" else 8]
+        tags[f"{name}PaletteColorLookupTableData"] = (table * scale).astype(kind).tobytes()
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", indices, 8 * indices.itemsize, **tags))
+    for number, frame in enumerate(indices):
+        assert np.array_equal(np.asarray(file.frame(number)), tables[(frame.astype(int) - first).clip(0, count - 1)])
+
+
+def test_a_palette_in_segments_is_drawn_too(tmp_path):
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    segments = np.array([0, 1, 0, 1, 255, 255 * 257], "<u2").tobytes()  # from 0 up to 65535 in 256 entries
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"Segmented{name}PaletteColorLookupTableData"] = segments
+    assert np.array_equal(grey(write_dicom(tmp_path / "a.dcm", RAMP // 2 + 9, **tags)), RAMP // 2 + 9)
+
+
 @pytest.mark.parametrize("jpeg", [False, True])
 def test_every_frame_can_be_had(tmp_path, jpeg):
     frames = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)])
