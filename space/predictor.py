@@ -102,6 +102,13 @@ class Predictor:
         device = _device()
         self.model.to(device, memory_format=torch.channels_last)
         network = Network(self.model, self.processor).eval().to(device)
+        probe = [Image.radial_gradient("L").convert("RGB")]
+        scaled = torch.from_numpy(self.pixels(probe)).to(device) * network.scale - network.shift
+        if not np.allclose(scaled.cpu(), self.pixel_values(probe).cpu(), atol=1e-3):
+            raise InputError(
+                f"{model_id}: its {type(self.processor).__name__} does more to the pixels than rescale_factor, "
+                "image_mean and image_std say; expected a model whose image processor does that alone"
+            )
         self.run = load_runtime(runtime, precision, self.folder, network, bulk)
         on_processor = device.type == "cpu"
         self._turn = nullcontext() if on_processor else threading.Lock()  # an accelerator does one at a time

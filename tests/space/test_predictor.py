@@ -4,7 +4,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoModelForImageClassification, ConvNextImageProcessor, ResNetConfig, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessorPil,
+    ResNetConfig,
+    pipeline,
+)
 
 from space.errors import InputError
 from space.images import load_image
@@ -107,6 +113,19 @@ def test_a_model_that_does_not_choose_one_of_several_classes_is_refused(tmp_path
     ConvNextImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="expected a model that chooses one of two or more classes"):
         Predictor(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"include_top": True}, {"include_top": False, "rescale_offset": True}])
+def test_a_model_whose_processor_goes_on_after_normalising_is_refused_in_one_line(small_model, tmp_path, more):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(small_model / name, tmp_path)
+    size = {"height": 64, "width": 64}
+    EfficientNetImageProcessorPil(size=size, include_top=False).save_pretrained(tmp_path)
+    Predictor(tmp_path)
+    EfficientNetImageProcessorPil(size=size, **more).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="its EfficientNetImageProcessorPil does more to .* than") as refusal:
+        Predictor(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_model_of_grey_images_is_refused(tmp_path):
