@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from space.remote import content_of
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
 FRAMES = 24  # of a clip that is predicted: their mean is its answer
 FORMATS = "avi,gif,matroska,mov,mpeg,mpegts,mpegvideo"  # not those that name other files, such as playlists
+AT_ONCE = threading.Semaphore(2)  # clips that the page holds in memory, whoever gave them; one of 4K takes 600 MB
 DECODED_WHOLE = 2_000  # frames; of longer clips only what is near the wanted frames is decoded
 
 

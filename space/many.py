@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from PIL import Image
 
 from space.archives import is_archive, read_archive
 from space.batches import Batches
-from space.clips import load_frames
+from space.clips import AT_ONCE, is_clip, load_frames
 from space.errors import InputError
 from space.predictor import BATCH, Answer
 from space.rows import row
@@ -74,17 +75,22 @@ def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputErro
     """What there is to say of each file, in order; clips count as one, with the mean of their frames' logits."""
     method = batches.predictor.methods[0]
 
+    def answered(name: str, source: Path | dict) -> tuple[dict, Image.Image]:
+        images = load_frames(source)
+        answers = [batches.answer(image, method) for image in images]
+        answer = answers[0] if len(answers) == 1 else batches.predictor.pool(answers)
+        surest = batches.predictor.surest(answers)
+        return row(batches.predictor, name, answer), _thumbnail(images[surest], answers[surest])
+
     def look(name: str, source: Path | dict | InputError) -> tuple[dict, Image.Image | None]:
         try:
             if isinstance(source, InputError):
                 raise source
-            images = load_frames(source)
-            answers = [batches.answer(image, method) for image in images]
-            answer = answers[0] if len(answers) == 1 else batches.predictor.pool(answers)
+            content = source["bytes"] if isinstance(source, dict) else source
+            with AT_ONCE if is_clip(content, name) else nullcontext():
+                return answered(name, source)
         except InputError as reason:
             return row(batches.predictor, name, reason), None
-        surest = batches.predictor.surest(answers)
-        return row(batches.predictor, name, answer), _thumbnail(images[surest], answers[surest])
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:

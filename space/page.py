@@ -111,8 +111,12 @@ class Page:
         """A clip: its answer, and that for each of its frames on a time line."""
         if file is None:
             return stage.empty(self.texts("clip.empty"))
+        with clips.AT_ONCE:
+            return self._see_frames(Path(file), progress)
+
+    def _see_frames(self, file: Path, progress) -> str:
         try:
-            frames = clips.read_frames(Path(file), clips.FRAMES)
+            frames = clips.read_frames(file, clips.FRAMES)
         except InputError as reason:
             return stage.refusal(str(reason))
         method = self.model.predictor.methods[0]

@@ -1,13 +1,17 @@
+import weakref
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from space import many
+from space import clips, many
 from space.errors import InputError
-from space.predictor import Answer
+from space.page import Page
+from space.predictor import BATCH, Answer
+from space.texts import Texts
 from tests.clips import write_clip
 from tests.images import speckle, write_table
 
@@ -133,3 +137,24 @@ def test_the_picture_of_a_clip_is_the_frame_that_is_most_surely_what_the_clip_is
     found = next(many.examine(model.batches, [("clip.mp4", tmp_path)]))
     assert found.row["prediction"] == "sick"
     assert found.picture == (2, 0.99)
+
+
+def test_the_frames_of_two_clips_at_the_most_are_in_memory_whoever_gives_them(model, tmp_path, monkeypatch):
+    files = [(name, write_clip(tmp_path / name, clips.FRAMES)) for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4")]
+    given, counts, answer = [], [], model.batches.answer
+
+    def counted(image, method):
+        given.append(weakref.ref(image))
+        counts.append(sum(each() is not None for each in given))
+        return answer(image, method)
+
+    monkeypatch.setattr(model.batches, "answer", counted)
+    loading = Future()
+    loading.set_result(model)
+    page = Page(loading, Texts())
+    with ThreadPoolExecutor() as people:
+        one, other = (people.submit(lambda: list(many.examine(model.batches, files))) for _ in range(2))
+        seen = [people.submit(page.see_clip, str(path)) for _, path in files]
+    assert [each.row["error"] for each in one.result() + other.result()] == [""] * 8
+    assert all("calls this clip" in each.result() for each in seen)
+    assert clips.FRAMES <= max(counts) <= 2 * clips.FRAMES + BATCH  # the network's last batch is held by its thread
