@@ -35,7 +35,7 @@ server.keep_uploads_private()
 
 import gradio as gr
 
-from space import clips, dicom, stage
+from space import archives, clips, dicom, stage
 from space.errors import InputError
 from space.page import Model, Page
 from space.texts import Texts
@@ -98,7 +98,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
             with gr.Row():
                 files = gr.File(label=texts("many.files"), file_count="multiple", elem_id="files")
                 folder = gr.File(label=texts("many.folder"), file_count="directory", elem_id="folder")
-                files.preprocess = folder.preprocess = _named
+                files.preprocess, folder.preprocess = _named, _of_folder
                 labels = gr.File(label=texts("many.labels"), file_types=[".csv"], elem_id="labels")
             start = gr.Button(texts("many.start"), variant="primary", elem_id="start")
             summary = gr.HTML(elem_id="summary")
@@ -153,6 +153,16 @@ def _chosen(value: int | str | None) -> int | str | None:
 def _named(uploads) -> list[tuple[str, str]]:
     """The path and the own name of each, of which gradio leaves out letters that a path may not have everywhere."""
     return [(upload.path, upload.orig_name or Path(upload.path).name) for upload in uploads or ()]
+
+
+def _of_folder(uploads) -> list[tuple[str, str]]:
+    """`_named` without hidden files, tables and whatever else is neither a picture nor an archive."""
+    return [
+        (path, name)
+        for path, name in _named(uploads)
+        if not name.startswith(".")
+        and (archives.is_archive(name) or Path(name).suffix.lower() in archives.KNOWN or dicom.is_dicom(Path(path)))
+    ]
 
 
 def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Blocks:

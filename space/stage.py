@@ -114,6 +114,9 @@ def summary(rows: Sequence[dict], labels: Sequence[str], agreed: Agreement | Non
     nothing = texts("many.nothing")
     counts = ", ".join(f"{told.count(name)} {name or nothing}" for name in [*labels, ""] if name in told)
     lines = [f"<p>{escape(texts('many.counted', count=len(rows), counts=counts))}</p>"]
+    names = [each["path"] for each in rows]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        lines.append(f"<p>{escape(texts('many.repeated', name=repeated))}</p>")
     if agreed:
         called = [*labels, ""]
         count = sum(agreed.counts.values())

@@ -4,15 +4,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from gradio import FileData
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from space import clips, many
+from space import app, clips, many, stage
 from space.errors import InputError
 from space.page import Page
 from space.predictor import BATCH, Answer
 from space.texts import Texts
 from tests.clips import write_clip
+from tests.dicom import write_dicom
 from tests.images import speckle, write_table
 
 LABELS = ["normal", "sick"]
@@ -127,6 +129,27 @@ def test_names_that_repeat_in_several_folders_are_told_apart_by_these(tmp_path):
     rows = [row(path, path.split("/")[-2], 0.9) for path in ("set/sick/1.png", "set/normal/1.png", "set/sick/2.png")]
     rows += [row("set/normal/2.png", "normal", 0.1), row("set/sick/3.png", "sick", 0.9)]
     assert many.agreement(rows, LABELS, truth).counts == {("sick", "sick"): 2, ("normal", "normal"): 2}
+
+
+def test_of_a_folder_hidden_files_and_tables_are_left_out(tmp_path):
+    names = [".DS_Store", "Thumbs.db", "metadata.csv", "._1.png", "DICOMDIR", "1.png", "1.mp4", "1.dcm", "IM0001"]
+    names += ["scans.zip", "1.JPG"]
+    scan = write_dicom(tmp_path / "scan.dcm", speckle(0)).read_bytes()
+    for name in names:
+        (tmp_path / name).write_bytes(scan if name in {"DICOMDIR", "IM0001"} else b"any")
+    given = app.build_page(Future(), Texts()).blocks.values()
+    folder = next(each for each in given if each.elem_id == "folder")
+    found = folder.preprocess([FileData(path=str(tmp_path / name), orig_name=name) for name in names])
+    assert [name for _, name in found] == names[5:]
+    assert found[0] == (str(tmp_path / "1.png"), "1.png")
+    assert folder.preprocess(None) == []
+
+
+def test_names_that_repeat_are_told_of_in_the_summary_of_files():
+    repeated = [row(path, "sick", 0.9) for path in ("1.png", "<2>.png", "<2>.png")]
+    told = stage.summary(repeated, LABELS, None, "", Texts())
+    assert "Several files are called &lt;2&gt;.png: give them in a zip" in told
+    assert "Several files" not in stage.summary(repeated[:2], LABELS, None, "", Texts())
 
 
 def test_the_picture_of_a_clip_is_the_frame_that_is_most_surely_what_the_clip_is_called(model, tmp_path, monkeypatch):
