@@ -88,7 +88,9 @@ class DicomFile:
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
             if "missing dependencies" in str(error):
                 name = self._data.file_meta.TransferSyntaxUID.name
-                raise InputError(f"no decoder for {name} is installed: pip install pylibjpeg[all]") from None
+                raise InputError(
+                    f"the DICOM file is in {name}, which is not read here: export it uncompressed or as JPEG 2000"
+                ) from None
             raise InputError(f"the DICOM file's picture cannot be decoded ({reason_of(error)})") from None
 
     def spread(self, count: int) -> list[tuple[int, Image.Image]]:
