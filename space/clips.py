@@ -12,7 +12,7 @@ from PIL import Image
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError, check_size, reason_of
-from space.images import load_image
+from space.images import frames_in, load_image
 from space.remote import content_of
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
@@ -32,17 +32,19 @@ def import_av():
 
 
 def is_clip(source: Path | bytes, name: str = "") -> bool:
-    """Whether a file holds several frames: a clip by its suffix, or a DICOM file by what it says of itself.
+    """Whether a file is a clip by its suffix, but for a .gif of one frame, or a DICOM file of several frames.
 
     name: what a file that is given as bytes is called.
     """
-    if _suffix(source, name) in SUFFIXES:
-        return True
+    if (suffix := _suffix(source, name)) in SUFFIXES:
+        return suffix != ".gif" or frames_in(source) != 1
     return (isinstance(source, bytes) or os.path.isfile(source)) and is_dicom(source) and DicomFile(source).frames > 1
 
 
 def read_frames(source: Path | bytes, count: int, name: str = "") -> list[tuple[int, Image.Image]]:
-    """At most `count` evenly spaced frames of a file for which `is_clip` holds, as of `read_clip`."""
+    """At most `count` evenly spaced frames of a file, as of `read_clip`; the one of a file that is no clip."""
+    if not is_clip(source, name):
+        return [(0, load_image(source))]
     return read_clip(source, count) if _suffix(source, name) in SUFFIXES else DicomFile(source).spread(count)
 
 
@@ -54,9 +56,7 @@ def load_frames(source: str | Path | bytes | dict, count: int = FRAMES) -> list[
     name = str(source["path"] or "") if isinstance(source, dict) else ""
     source = content_of(source) if isinstance(source, dict) else source
     source = source if isinstance(source, bytes) else Path(source)
-    if is_clip(source, name):
-        return [frame for _, frame in read_frames(source, count, name)]
-    return [load_image(source)]
+    return [frame for _, frame in read_frames(source, count, name)]
 
 
 def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]:

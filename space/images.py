@@ -51,6 +51,15 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
         raise InputError(f"{reason}: give a whole JPEG, PNG, TIFF, BMP, WebP or DICOM file") from None
 
 
+def frames_in(source: Path | bytes) -> int:
+    """How many frames or pages an image file holds, without a photograph's preview; 0 where it is none."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception:  # damaged files can raise anything
+        return 0
+
+
 def upright(image: Image.Image) -> Image.Image:
     """An image of a file turned as EXIF says, and no negative of what it shows.
 

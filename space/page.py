@@ -19,7 +19,7 @@ from space import clips, many, server, stage
 from space.batches import Batches
 from space.card import Card
 from space.errors import InputError
-from space.images import load_image
+from space.images import frames_in, load_image
 from space.predictor import Predictor
 from space.saliency import overlay
 from space.texts import Texts
@@ -48,10 +48,10 @@ class Model(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The image of a file, in RGB, and whether the file holds more frames than this first one."""
+    """The image of a file, in RGB, and what to say of more frames than this first one, where the file holds more."""
 
     image: Image.Image
-    more: bool
+    more: str
 
 
 class Page:
@@ -88,8 +88,15 @@ class Page:
 
     def open(self, file: str | None) -> Opened | InputError | None:
         """What is to be seen of a file, or why it cannot be read; None where there is no file."""
+        if not file:
+            return None
         try:
-            return Opened(load_image(file), clips.is_clip(Path(file))) if file else None
+            image, more = load_image(file), ""
+            if clips.is_clip(Path(file)):
+                more = self.texts("image.first")
+            elif frames_in(Path(file)) > 1:
+                more = self.texts("image.page")
+            return Opened(image, more)
         except InputError as reason:
             return reason
 
@@ -104,7 +111,7 @@ class Page:
         label = shown if shown in range(len(predictor.labels)) else None
         method = method if method in predictor.methods else predictor.methods[0]
         answer = self.model.batches.answer(opened.image, method, label)
-        more = f"<p>{escape(self.texts('image.first'))}</p>" if opened.more else ""
+        more = f"<p>{escape(opened.more)}</p>" if opened.more else ""
         return stage.image_stage(predictor, opened.image, answer, self.texts, label) + more
 
     def see_clip(self, file: str | None, progress=PROGRESS) -> str:

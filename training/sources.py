@@ -28,7 +28,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 
 from space import clips
-from space.clips import import_av, read_clip
+from space.clips import import_av
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from training import anatomy, phantom, phantom_sites, ultrasound
@@ -213,7 +213,7 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
         group = row["group"]
         try:
             if file.suffix.lower() in clips.SUFFIXES:
-                pictures = read_clip(file, frames)
+                pictures = clips.read_frames(file, frames)
             elif is_dicom(file):
                 dicom = DicomFile(file)
                 pictures = dicom.spread(frames)

@@ -4,10 +4,12 @@ import sys
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from space import clips, errors
-from space.clips import is_clip, read_clip, read_frames
+from space.clips import is_clip, load_frames, read_clip, read_frames
 from space.errors import InputError
+from space.images import load_image
 from tests.clips import CODECS, grey_of, write_clip
 from tests.dicom import write_dicom
 
@@ -75,6 +77,20 @@ def test_a_clip_that_was_filmed_on_its_side_is_turned(tmp_path):
     assert turned.shape == (64, 48)
     assert turned[:24].min() > 200  # is on top
     assert turned[40:].max() < 50
+
+
+def test_a_gif_of_one_frame_is_an_image_like_any_other(tmp_path):
+    path, see_through = tmp_path / "one.gif", np.zeros((48, 64, 4), np.uint8)
+    see_through[10:30, 10:50] = 200, 30, 30, 255
+    Image.fromarray(see_through).save(path)
+    assert not is_clip(path)
+    assert not is_clip(path.read_bytes(), "one.gif")
+    assert is_clip(write_clip(tmp_path / "two.gif", 2))
+    for frames in (load_frames(path), load_frames({"path": "one.gif", "bytes": path.read_bytes()})):
+        assert [np.array_equal(frame, load_image(path)) for frame in frames] == [True]
+    ((number, frame),) = read_frames(path, 24)
+    assert number == 0
+    assert np.array_equal(frame, load_image(path))
 
 
 def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):

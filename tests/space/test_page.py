@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from space import app
+from space.page import Page
 from space.texts import Texts
 from tests.clips import write_clip
 from tests.conftest import ROOT
@@ -142,6 +143,24 @@ def test_uploads_are_answered_or_refused_in_one_line(page, tmp_path):
     chooser.value.set_files(scan)
     expect(seen.locator(".answer h2")).to_contain_text(CALLED, timeout=15_000)
     expect(seen).to_contain_text("this is the first of them")
+
+
+def test_of_a_file_of_several_frames_it_is_said_that_the_first_is_seen(tmp_path):
+    one, other = Image.fromarray(speckle(0)), Image.fromarray(speckle(1))
+    more = {"save_all": True, "append_images": [other]}
+    for name in ("one.gif", "one.tif", "one.webp", "one.png", "one.jpg"):
+        one.save(tmp_path / name)
+    for name in ("two.gif", "two.tif", "two.webp"):
+        one.save(tmp_path / name, **more)
+    one.save(tmp_path / "photograph.jpg", "MPO", **more)  # as cameras write them, with a preview
+    write_dicom(tmp_path / "one.dcm", speckle(0))
+    write_dicom(tmp_path / "two.dcm", np.stack([speckle(0), speckle(1)]))
+    page = Page(Future(), Texts())
+    told = {path.name: page.open(str(path)).more for path in tmp_path.iterdir()}
+    assert {name for name, more in told.items() if "this is the first of them" in more} == {
+        name for name in told if name.startswith("two")
+    }
+    assert {name for name, more in told.items() if "The tab for clips answers all" in more} == {"two.gif", "two.dcm"}
 
 
 @on_a_desktop

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
 from space.errors import InputError
+from space.images import load_image
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
@@ -295,6 +296,17 @@ def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_the
     assert len(written) == 7
     for secret in (b"Doe", b"1970", b"Secret"):
         assert not any(secret in content for content in written + kept)
+
+
+def test_a_gif_of_one_frame_has_the_pixels_that_the_page_sees(tmp_path):
+    see_through = np.zeros((48, 64, 4), np.uint8)
+    see_through[10:30, 10:50] = 200, 30, 30, 255
+    for name in ("sick", "normal"):
+        (tmp_path / name).mkdir()
+        Picture.fromarray(see_through).save(tmp_path / name / "one.gif")
+    rows = load_data(str(tmp_path))
+    assert list(rows["path"]) == ["normal/one.gif", "sick/one.gif"]
+    assert np.array_equal(rows[0]["image"].convert("RGB"), load_image(tmp_path / "normal" / "one.gif"))
 
 
 def test_a_clip_is_a_group_of_frames(tmp_path):
