@@ -34,8 +34,12 @@ CROPS: tuple[Crop, ...] = (
 
 
 def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
-    """All pairs of copies; of a set of exact ones each with the first. Columns: one, other, kind, likeness."""
-    exact = [(first, other) for first, *others in same_pixels(prints.facts["pixels"]) for other in others]
+    """All pairs of copies; of a set of exact ones each with the first. Columns: one, other, kind, likeness.
+
+    Images without structure have no copies: a clip that begins with a black frame is no copy of another that does.
+    """
+    pixels = prints.facts["pixels"].where(_structured(prints.thumbnails), "")
+    exact = [(first, other) for first, *others in same_pixels(pixels) for other in others]
     later = {other for _, other in exact}
     near, likeness = near_copies(prints.thumbnails, turned)
     rows = [(one, other, "exact", 1.0) for one, other in exact]

@@ -225,6 +225,23 @@ def test_images_that_are_copies_of_one_count_as_one_patient_in_training_and_eval
     assert len(again) == 2 * len(rows) == 2 * len(set(again["group"]))
 
 
+def test_a_blank_frame_in_many_clips_joins_no_patients_and_is_no_leak(clips, tmp_path):
+    Image.new("L", (160, 120)).save(tmp_path / "blank.png")
+    rows, table = load_data(clips), []
+    for path, label, group in zip(rows["path"], rows["label"], rows["group"], strict=True):
+        told = [("normal", "sick")[label], group, PARTS[int(group[1:]) // 3 % 3]]
+        table.append([str(clips / path), *told])
+        if path.endswith("-0.png"):
+            shutil.copy(tmp_path / "blank.png", tmp_path / path)
+            table.append([path, *told])
+    write_table(tmp_path / "list.csv", ["path", "label", "group", "split"], *table)
+    prepared = prepare(DataArguments(str(tmp_path / "list.csv"), split_by="column", strict=False))
+    assert not prepared.leaks
+    assert len({group for part in PARTS for group in prepared.parts[part]["group"]}) == 24
+    assert "24 images are blank" in prepared.audit["warnings"]
+    assert len(set(with_pixels(load_data(tmp_path / "list.csv"))["group"])) == 24
+
+
 def test_a_copy_at_the_other_site_stops_the_run(clips, tmp_path):
     for name in ("normal", "sick"):
         (tmp_path / "away" / name).mkdir(parents=True)
