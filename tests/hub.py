@@ -27,6 +27,21 @@ from tests.hubstore import Repository, is_large
 
 KINDS = ("model", "dataset", "space")
 OWNER, READER, OTHER = "hf_owner0000write", "hf_owner0000read", "hf_other0000write"
+# https://huggingface.co/docs/hub/repositories-licenses; a card with another name is refused
+LICENCES = frozenset(
+    re.findall(
+        r"\S+",
+        """
+        apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+        bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+        cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+        cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+        cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+        agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++
+        osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown other
+        """,
+    )
+)
 TOKENS = {OWNER: ("clinic", "write"), READER: ("clinic", "read"), OTHER: ("other", "write")}
 
 
@@ -212,11 +227,14 @@ class Hub:
         return JSONResponse({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": auth})
 
     async def _validate(self, request: Request) -> Response:
+        wrong = ""
         try:
-            _front_matter((await request.json())["content"])
+            card = _front_matter((await request.json())["content"])
+            if card.get("license", "other") not in LICENCES:
+                wrong = f'"license" must be one of {", ".join(sorted(LICENCES))}'
         except yaml.YAMLError as error:
-            return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
-        return JSONResponse({"errors": [], "warnings": []})
+            wrong = str(error)
+        return JSONResponse({"errors": [{"message": wrong}] * bool(wrong), "warnings": []}, 400 if wrong else 200)
 
     async def _create(self, request: Request) -> Response:
         asked = await request.json()

@@ -42,13 +42,17 @@ PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds a
 SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones
     r"cc0(-1\.0)?|cc-by(-nc)?(-sa)?(-\d\.\d)?|public-domain|pddl|odbl|odc-by|apache-2\.0|mit|cdla-permissive-[12]\.0"
 )
+LISTED = re.compile(  # those of them that a card on the Hub may name, which refuses all others
+    r"cc0-1\.0|cc-by-(2\.0|2\.5|3\.0|4\.0)|cc-by-sa-[34]\.0|cc-by-nc(-sa)?-[234]\.0|pddl|odbl|odc-by|apache-2\.0|mit|"
+    r"cdla-permissive-[12]\.0"
+)
 
 
 def licence(text: str) -> str:
-    """The Hub's name of a licence that allows sharing (CC BY 4.0 (a remark): cc-by-4.0); "" for any other text."""
+    """A licence that allows sharing, named as the Hub writes it (CC BY 4.0 (a remark): cc-by-4.0); "" for others."""
     text = re.sub(r"https?://creativecommons\.org/licenses/([a-z-]+)/(\d\.\d).*", r"cc-\1-\2", text.strip().lower())
     name = re.sub(r"[\s_-]+", "-", text.partition("(")[0].strip())
-    return name if SHARING.fullmatch(name) else ""
+    return {"cc0": "cc0-1.0"}.get(name, name) if SHARING.fullmatch(name) else ""  # CC0 has one version
 
 
 def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]:
@@ -107,11 +111,12 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
     names = next(iter(parts.values())).features["label"].names
     licences = Counter(name for rows in parts.values() for name in rows["license"])
     synthetic = all("synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"} for rows in parts.values())
-    only = next(iter(licences)) if len(licences) == 1 else ""
+    only = next(iter(licences)) if len(licences) == 1 else "several"
+    listed = LISTED.fullmatch(only)
     data = DatasetCardData(
         pretty_name=repo.partition("/")[2],
-        license=only or "other",
-        license_name=None if only else ("several" if len(licences) > 1 else "see-the-card"),
+        license=only if listed else "other",
+        license_name=None if listed else only or "see-the-card",
         task_categories=["image-classification"],
         tags=["chest", "medical", TAG, *(["synthetic"] if synthetic else [])],
         configs=[

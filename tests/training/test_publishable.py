@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
+from huggingface_hub.repocard import metadata_load
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from space.errors import InputError
 from space.images import load_image
 from tests.dicom import write_dicom
+from tests.hub import LICENCES
 from tests.images import speckle, white_is_nought, write_table
 from training.fingerprint import take_fingerprints
 from training.publishable import licence, read_publishable, write_data_card, write_publishable
@@ -87,7 +89,8 @@ def test_images_without_a_licence_that_allows_it_are_refused_before_anything_is_
         ("CC BY 4.0", "cc-by-4.0"),
         ("cc-by-nc-sa-3.0", "cc-by-nc-sa-3.0"),
         ("CC BY 4.0 (Mendeley Data)", "cc-by-4.0"),
-        ("CC0", "cc0"),
+        ("CC0", "cc0-1.0"),
+        ("CC0 1.0", "cc0-1.0"),
         ("https://creativecommons.org/licenses/by-nc/4.0/deed.en", "cc-by-nc-4.0"),
         ("Apache-2.0", "apache-2.0"),
         ("CC BY-NC-ND 4.0", ""),
@@ -100,6 +103,44 @@ def test_images_without_a_licence_that_allows_it_are_refused_before_anything_is_
 )
 def test_a_licence_is_known_by_its_name_and_whether_it_allows_sharing(text, name):
     assert licence(text) == name
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (["CC0"], ("cc0-1.0", None)),
+        (["CC BY-NC-SA 4.0"], ("cc-by-nc-sa-4.0", None)),
+        (["CC BY"], ("other", "cc-by")),
+        (["CC BY-SA 2.0"], ("other", "cc-by-sa-2.0")),
+        (["public domain"], ("other", "public-domain")),
+        (["CC BY 4.0", "public domain"], ("other", "several")),
+        ([""], ("other", "see-the-card")),
+    ],
+)
+def test_the_card_s_licence_is_one_of_the_hub_s_list_and_another_is_named_beside_it(
+    small_model, tmp_path, texts, named
+):
+    labels = ClassLabel(names=["normal", "sick"])
+    rows = {"image": [None], "label": [1], "group": ["g00001"], "site": [""], "license": [""]}
+    features = Features({"label": labels} | {name: Value("string") for name in rows if name != "label"})
+    rows |= {name: values * len(texts) for name, values in rows.items()} | {"license": list(map(licence, texts))}
+    write_data_card({"train": Dataset.from_dict(rows, features)}, "clinic/x", small_model, tmp_path / "README.md")
+    card = metadata_load(tmp_path / "README.md")
+    assert (card["license"], card.get("license_name")) == named
+    assert card["license"] in LICENCES
+
+
+@pytest.mark.xdist_group("hub")
+def test_images_in_the_public_domain_are_pushed_though_the_hub_s_list_has_no_such_licence(
+    hub, client, small_model, small_phantom, tmp_path
+):
+    table = pd.read_csv(small_phantom / "metadata.csv", keep_default_na=False)
+    (tmp_path / "images").symlink_to(small_phantom / "images")
+    table.assign(license="public domain").to_csv(tmp_path / "metadata.csv", index=False)
+    words = ["push", small_model, "--repo", "clinic/free", "--dataset", "clinic/free", "--data", tmp_path]
+    told = client.run(*words)
+    assert told.code == 0, told.err
+    assert "license_name: public-domain" in hub.repository("dataset", "clinic/free").read("README.md").decode()
 
 
 @pytest.fixture
