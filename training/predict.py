@@ -15,17 +15,23 @@ from collections.abc import Iterable, Iterator
 from hashlib import file_digest, sha256
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+from datasets import Dataset, Features, Image
 from tqdm.auto import tqdm
 
+from space import clips
 from space.errors import InputError
 from space.predictor import FILES, Predictor
 from space.rows import columns_of, row
 from space.runtimes import exported_name
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
+from training.duplicates import find_copies
+from training.fingerprint import take_fingerprints
+from training.groups import groups_from_names, merge
 from training.inputs import Input, find_inputs
 from training.listings import is_told, read_table
 from training.measure import assess
@@ -90,31 +96,57 @@ def write_predictions(rows: Predictions, inputs: Iterator[Input], predicted) -> 
     return counts
 
 
-def report(rows: Iterable[dict], labels: list[str], truth: dict[str, tuple[str, str]]) -> dict | None:
-    """The numbers of `assess` for the rows whose path has a (label, group) in `truth`; the others are counted. A group
-    that `truth` does not know is that of the row. None where there is no such row."""
+class Truth(NamedTuple):
+    """What a table says of an image or clip: its label, its group or "", and the group that its name proposes."""
+
+    label: str
+    group: str
+    proposed: str
+
+
+def report(rows: Iterable[dict], labels: list[str], truth: dict[str, Truth]) -> dict | None:
+    """The numbers of `assess` for the rows whose path is in `truth`; the others are counted. A group that `truth` does
+    not know is that of the row; where neither knows any, groups are the proposed ones. Images that are copies are of
+    one group. None where there is no such row."""
     table = pd.DataFrame(list(rows), columns=columns_of(labels))
     known = table["path"].map(os.path.abspath).map(truth)
     kept = known.notna() & (table["error"] == "")
     if not kept.any():
         return None
-    told, found = table[kept], known[kept]
-    groups = [group or row.group or row.path for (_, group), row in zip(found, told.itertuples(), strict=True)]
-    told = told.assign(label=found.str[0], group=groups)
+    told, found = table[kept], pd.DataFrame(known[kept].tolist(), columns=Truth._fields)
+    groups = [given or own for given, own in zip(found["group"], told["group"], strict=True)]
+    others = told["path"] if any(groups) else found["proposed"]
+    groups = [group or other for group, other in zip(groups, others, strict=True)]
+    told = told.assign(label=found["label"].tolist(), group=_joined(groups, told["path"].tolist()))
     return assess(told, labels) | {"without_label_or_unreadable": int((~kept).sum())}
 
 
-def read_truth(file: Path, labels: list[str]) -> dict[str, tuple[str, str]]:
-    """Label and group by absolute path, from a table with path (or file_name), label and perhaps group. Raises
-    InputError when there are labels that the model does not know, or two for one path."""
-    rows = [told for told in read_table(file) if told["label"]]
-    if strange := sorted({told["label"] for told in rows} - set(labels)):
+def _joined(groups: list[str], paths: list[str]) -> list[str]:
+    """Groups joined where images are copies, as evaluate joins them; none of clips, or of what is no file by itself."""
+    images = [{"path": path, "bytes": b"" if _is_clip(path) else None} for path in paths]
+    prints = take_fingerprints(Dataset.from_dict({"image": images}, Features({"image": Image()})))
+    return merge(groups, find_copies(prints)[["one", "other"]].to_numpy(int))
+
+
+def _is_clip(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in clips.SUFFIXES
+
+
+def read_truth(file: Path, labels: list[str]) -> dict[str, Truth]:
+    """What a table with path (or file_name), label and perhaps group says, by absolute path. Raises InputError when
+    there are labels that the model does not know, or two for one path."""
+    rows = list(read_table(file))
+    if strange := sorted({told["label"] for told in rows} - {*labels, ""}):
         raise InputError(f"{file}: found the labels {', '.join(strange)}; expected {', '.join(labels)}")
+    proposed = paths = [told["path"] for told in rows]
+    if not any(told["group"] or _is_clip(told["path"]) for told in rows):  # each clip is a group
+        proposed, _ = groups_from_names(paths)
     truth = {}
-    for told in rows:
-        path = os.path.abspath(file.parent / told["path"])
-        if truth.setdefault(path, (told["label"], told["group"]))[0] != told["label"]:
-            raise InputError(f"{file}: has two labels for {told['path']}; leave one of them")
+    for told, name in zip(rows, proposed, strict=True):
+        if told["label"]:
+            path = os.path.abspath(file.parent / told["path"])
+            if truth.setdefault(path, Truth(told["label"], told["group"], name)).label != told["label"]:
+                raise InputError(f"{file}: has two labels for {told['path']}; leave one of them")
     return truth
 
 
@@ -165,7 +197,7 @@ def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> 
         return
     with new_file(file) as work:
         work.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{classification_tables(result)}")
+    print(f"\n{result['n']} images in {result['groups']} groups\n\n{classification_tables(result)}")
 
 
 def _kind(row: dict) -> list[str]:

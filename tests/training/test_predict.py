@@ -17,8 +17,12 @@ from space.predictor import Predictor
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.fits import weights
+from tests.images import speckle, write_table
 from training import predict
+from training.evaluate import with_pixels
+from training.groups import with_groups
 from training.predictions import Predictions
+from training.sources import load_data
 
 
 def rows_of(file):
@@ -370,8 +374,38 @@ def test_intervals_of_the_report_are_over_the_groups_that_either_table_knows():
         | {"probability_normal": 0.2, "probability_sick": 0.8, "abstained": False, "error": ""}
         for n in range(12)
     ]
-    truth = {os.path.abspath(f"{n}.png"): ("sick", "patient-0" if n > 9 else "") for n in range(12)}
+    truth = {os.path.abspath(f"{n}.png"): predict.Truth("sick", "patient-0" if n > 9 else "", "x") for n in range(12)}
     assert predict.report(rows, ["normal", "sick"], truth)["groups"] == 4
+
+
+def reported(table):
+    """The numbers of predictions, all alike, of the files that a table of labels names."""
+    truth = predict.read_truth(table, ["normal", "sick"])
+    told = {"group": "", "prediction": "sick", "threshold": 0.5, "probability_normal": 0.2, "probability_sick": 0.8}
+    return predict.report(
+        [told | {"path": path, "abstained": False, "error": ""} for path in truth], ["normal", "sick"], truth
+    )
+
+
+def test_groups_that_no_table_names_are_proposed_and_joined_where_they_share_copies_as_evaluate_does(tmp_path):
+    table = [[f"clip{n}_frame{k}.png", "sick" if n % 2 else "normal"] for n in range(8) for k in range(3)]
+    for number, (name, _) in enumerate(table):
+        Image.fromarray(speckle(number)).save(tmp_path / name)
+    shutil.copy(tmp_path / "clip0_frame0.png", tmp_path / "clip2_frame9.png")
+    table += [["clip2_frame9.png", "normal"], ["clip3_frame9.png", ""]]  # of which the last has no label
+    Image.fromarray(speckle(99)).save(tmp_path / "clip3_frame9.png")
+    write_table(tmp_path / "labels.csv", ["path", "label"], *table)
+    evaluated = with_pixels(with_groups(load_data(tmp_path / "labels.csv")))
+    told = reported(tmp_path / "labels.csv")
+    assert told["n"] == 25
+    assert told["groups"] == len(set(evaluated["group"])) == 7
+
+
+def test_each_clip_is_a_group_of_its_own_as_in_evaluate_whatever_its_name(tmp_path):
+    write_table(
+        tmp_path / "labels.csv", ["path", "label"], *([f"person{n // 2}_{n % 2}.avi", "sick"] for n in range(16))
+    )
+    assert reported(tmp_path / "labels.csv")["groups"] == 16
 
 
 def test_rows_from_the_first_that_the_power_took_on_are_predicted_again(tmp_path):
