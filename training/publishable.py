@@ -58,9 +58,9 @@ def licence(text: str) -> str:
 def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]:
     """DATA as the splits of a model folder, ready to be written: image, label, group, site and what there is of KEPT.
 
-    train, validation and test are those of split.csv; what is in none is external (another site's), unlabelled, or
-    left_out (by balancing). Raises InputError when DATA is not what the model was trained with, or when an image's
-    licence does not allow it to be shared and `rights` is false.
+    train, validation and test are those of split.csv; what is in none is external (another site's, or what a given
+    split calls so), unlabelled, or left_out (by balancing, or by a given split). Raises InputError when DATA is not
+    what the model was trained with, or when an image's licence does not allow it to be shared and `rights` is false.
     """
     names = labels_of(model)
     rows = load_data(data, names)
@@ -155,7 +155,8 @@ def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarr
     """The split of each row, (n,) of text."""
     split = read_split(model)
     split = split[split["split"].isin(PARTS)].set_index("path")[["pixels", "split"]]
-    sites = read_again(model / "recipe.yaml").get("sites")
+    recipe = read_again(model / "recipe.yaml")
+    sites = recipe.get("sites")
     found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
     same = split["pixels"] == found.reindex(split.index)
     if not same.all():
@@ -166,6 +167,8 @@ def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarr
     parts = split["split"].reindex(list(rows["path"])).fillna("").to_numpy(dtype=object)
     rest, known = parts == "", np.asarray(rows["label"]) != UNLABELLED
     away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
+    if recipe.get("split_by") == "column":
+        away |= np.asarray(_column(rows, "split")) == "external"
     parts[rest & ~known], parts[rest & known & away], parts[rest & known & ~away] = "unlabelled", "external", "left_out"
     return parts
 

@@ -243,6 +243,21 @@ def test_other_data_than_the_model_s_is_refused(secret):
         read_publishable(str(data), model, rights=False)
 
 
+def test_a_given_split_says_what_is_external_and_what_it_does_not_name_is_left_out(secret, tmp_path):
+    data, model = secret
+    given = ["train", "train", "test", "external", ""]
+    table = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
+    table.assign(split=given).to_csv(data / "metadata.csv", index=False)
+    split = pd.read_csv(model / "split.csv", dtype=str, keep_default_na=False)
+    split[split["path"].isin(table["file_name"][:3])].to_csv(model / "split.csv", index=False)
+    (model / "recipe.yaml").write_text(yaml.safe_dump({"split_by": "column", "data": str(data)}))
+    parts = read_publishable(str(data), model, rights=False)
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 2, "test": 1, "external": 1, "left_out": 1}
+    write_data_card(parts, "clinic/x", model, tmp_path / "README.md")
+    told = "left_out: not used, because the given split names no part for them or so that the classes were balanced."
+    assert told in (tmp_path / "README.md").read_text()
+
+
 def test_names_with_pipes_and_new_lines_break_no_table_of_the_card(small_model, tmp_path):
     labels = ClassLabel(names=["normal", "a|b <i>"])
     rows = {"image": [None], "label": [1], "group": ["g00001"], "site": ["one\ntwo"], "license": [""]}
