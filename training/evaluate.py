@@ -96,7 +96,10 @@ def report(result: dict) -> str:
     lines.append(f"calibration error by chance, were the probabilities right: {low:.3f} to {high:.3f}")
     if "uncalibrated" in result:
         lines.append(f"calibration error without calibration: {result['uncalibrated']['ece']:.3f}")
-    lines.append(f"saliency ({saliency['method']}): {'every test passed' if saliency['passed'] else 'FAILED a test'}")
+    of = ", of the first model on its own test part" if result["folds"] > 1 else ""
+    lines.append(
+        f"saliency ({saliency['method']}{of}): {'every test passed' if saliency['passed'] else 'FAILED a test'}"
+    )
     if "against" in result:
         lines += ["", _against(result["against"])]
         if seen := result["against"]["seen_in_training"]:

@@ -107,3 +107,18 @@ def test_warnings_stand_apart_from_tables_and_promise_no_more_than_the_split(sma
     for warning in ("test: 3 of ", "external: each image was judged", "The split is by image"):
         assert f"\n\n**{warning}" in text
     assert "that was not trained on it, at" in text
+
+
+def test_of_a_mean_the_card_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    for name, more in (("training", {"averaged": 3}), ("test", {"folds": 3})):
+        told = json.loads((model / "eval" / f"{name}.json").read_text())
+        (model / "eval" / f"{name}.json").write_text(json.dumps(told | more))
+    write_card(model)
+    text = ModelCard.load(model / "README.md").text
+    whose = "test: maps and tests are those of the first of the averaged models, on its own test part."
+    assert f"## Is the saliency true?\n\n{whose}\n\n| test | test | external |" in text
+    assert "external: maps and tests" not in text
+    assert re.search(r"\d+ of \d+ \(test, each by the model that judged it\), \d+ of \d+ \(external\)\.", text)
+    assert "![images of test and where the first of the averaged models looked](eval/test_gallery.png)" in text
+    assert "![images of external and where the model looked](eval/external_gallery.png)" in text

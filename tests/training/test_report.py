@@ -48,6 +48,19 @@ def test_the_report_says_the_figures_in_words(small_model):
             assert ("passed" if result["saliency"][test]["passed"] else "FAILED") in page
 
 
+def test_of_a_mean_the_report_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    for name, more in (("training", {"averaged": 3}), ("test", {"folds": 3})):
+        told = json.loads((model / "eval" / f"{name}.json").read_text())
+        (model / "eval" / f"{name}.json").write_text(json.dumps(told | more))
+    write_report(model)
+    page = " ".join((model / "report.html").read_text().split())
+    whose = "those of the first of the averaged models, on its own test part."
+    assert page.count(f"Images and maps are {whose}</figcaption>") == 1
+    assert page.count(f"<p>test: maps and tests are {whose}</p>") == page.count(whose) - 1 == 1
+    assert len(re.findall(r"Unlike the training images of the model that judged them: \d+ of", page)) == 1
+
+
 def test_a_share_in_words():
     told = {"sensitivity": 0.934, "ci95": {"sensitivity": [0.85, 0.981]}, "specificity": None}
     assert of_a_hundred(told, "sensitivity") == "93 (85 to 98) of 100"
