@@ -86,7 +86,7 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
             result = measure(first, own, NAME, folds=list(zip(folders[1:], others, strict=True)))
             for file in (first / "eval").iterdir():
                 shutil.copy(file, work / "eval" / file.name)
-        write_card(work)
+        write_card(work, output)
         write_report(work)
     return lines, result
 

@@ -74,9 +74,13 @@ def is_evaluation(name: str) -> bool:
     return name not in MADE and not name.startswith(EXPORT)
 
 
-def write_card(folder: Path) -> None:
-    """Render README.md of a model folder from its config, recipe, split and evaluations."""
+def write_card(folder: Path, place: Path | None = None) -> None:
+    """Render README.md of a model folder from its config, recipe, split and evaluations.
+
+    place: where its example of use finds the folder; by default where the recipe put it.
+    """
     told = gather(folder)
+    told["place"] = place or told["recipe"]["output_dir"]
     synthetic, base = told["training"]["synthetic"], told["recipe"]["model_name_or_path"]
     from_hub = told["training"].get("from_hub", {})
     data = ModelCardData(

@@ -7,6 +7,7 @@ not told of them: it would write a card of its own, and pickle its arguments, wi
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import transformers
@@ -88,7 +89,9 @@ class HubSaves(TrainerCallback):
     def push(self, model: Path) -> None:
         """The whole model folder, with its own card, as the last commit, which leaves no checkpoint there."""
         try:
-            push([model_upload(model, self.repo)], f"Train {model.name}", self.private, self.revision)
+            with tempfile.TemporaryDirectory(prefix="chest-opacity-") as work:
+                upload = model_upload(model, self.repo, Path(work))
+                push([upload], f"Train {model.name}", self.private, self.revision)
         except InputError as error:
             again = f"chest-opacity push {model} --repo {self.repo}{' --private' if self.private else ''}"
             again += f" --revision {self.revision}" if self.revision else ""

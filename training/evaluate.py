@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         against=args.against,
         folds=list(zip(args.folds or (), others, strict=True)),
     )
-    write_card(args.model)
+    write_card(args.model, args.model)
     write_report(args.model)
     print(report(result))
     print(f"\nwritten: {args.model / 'eval' / args.name}.json, .csv and pictures; report.html and README.md")

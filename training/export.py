@@ -78,7 +78,7 @@ def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
             shutil.move(file, folder / file.name)
         with new_file(folder / "eval" / f"export_{Path(name).stem}.json") as file:
             file.write_text(json.dumps({"file": name} | told, indent=2) + "\n")
-    write_card(folder)
+    write_card(folder, folder)
     return {"file": name} | told
 
 

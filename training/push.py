@@ -10,6 +10,7 @@ Each repository gets one commit, of what has changed; none when nothing has. The
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ NEEDED = (
 PAGE = Path(space.__file__).parent
 LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
+EXAMPLE = re.compile(r'(?<=pipeline\("image-classification", model=)"[^"\n]*"')  # of use, in the card: what it loads
 SYNTHETIC = '<meta name="synthetic" content="yes">'  # in report.html, where none of its images are real
 
 
-def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
+def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> Upload:
     """A model folder as it is, without what does not belong to one; raises InputError when it is not whole.
 
+    Its card, written into `work`, loads `repo` in its example of use, which here loads the folder.
     Pictures that show images of the data stay here, unless those are known to be synthetic or `rights` to share them
     are claimed.
     """
@@ -50,7 +53,10 @@ def model_upload(folder: Path, repo: str, rights: bool = False) -> Upload:
         read_again(told)
     files = repositories.own_files("model", folder)
     shown = [] if rights else [name for name in files if _shows_people(name, folder)]
-    return Upload("model", repo, {name: path for name, path in files.items() if name not in shown})
+    card = EXAMPLE.sub(f'"{repo}"', (folder / "README.md").read_text())
+    (work / "README.md").write_text(card)
+    files = {name: path for name, path in files.items() if name not in shown} | {"README.md": work / "README.md"}
+    return Upload("model", repo, files)
 
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
@@ -184,12 +190,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--space shows the model's main branch; push to --revision without it")
     for name in filter(None, (args.repo, args.space, args.dataset)):
         hub.check_name(name)
-    model = model_upload(args.model, args.repo, args.i_have_the_rights)
-    if not args.dry_run:
-        hub.require_token()
-
     with tempfile.TemporaryDirectory(prefix="chest-opacity-") as work:
-        uploads = [model]
+        (card_work := Path(work, "model")).mkdir()
+        uploads = [model := model_upload(args.model, args.repo, card_work, args.i_have_the_rights)]
+        if not args.dry_run:
+            hub.require_token()
         if args.dataset:
             (data_work := Path(work, "data_set")).mkdir()
             uploads.insert(0, data_upload(args.model, args.data, args.dataset, data_work, args.i_have_the_rights))

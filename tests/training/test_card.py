@@ -3,6 +3,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
@@ -122,3 +123,14 @@ def test_of_a_mean_the_card_says_whose_maps_and_abstentions_it_tells_of(small_mo
     assert re.search(r"\d+ of \d+ \(test, each by the model that judged it\), \d+ of \d+ \(external\)\.", text)
     assert "![images of test and where the first of the averaged models looked](eval/test_gallery.png)" in text
     assert "![images of external and where the model looked](eval/external_gallery.png)" in text
+
+
+def test_the_example_of_its_use_loads_the_folder_where_it_lies_and_the_code_that_is_in_it(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+    use = 'pipeline("image-classification", model="{}"{})'
+    assert use.format(recipe["output_dir"], "") in (model / "README.md").read_text()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "mlp_head.MlpHeadConfig"}}))
+    write_card(model, model)
+    assert use.format(model, ", trust_remote_code=True") in (model / "README.md").read_text()

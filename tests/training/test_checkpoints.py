@@ -9,7 +9,7 @@ from huggingface_hub.repocard import metadata_load
 
 from tests.conftest import RECIPES, ROOT, SMALL
 from tests.hub import OWNER, READER, Fault
-from tests.training.test_push import held, local_files, titles
+from tests.training.test_push import as_pushed, held, local_files, titles
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -66,11 +66,11 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     model = tmp_path / "elsewhere" / "m"
     assert (model / "model.safetensors").read_bytes() == (small_model / "model.safetensors").read_bytes()
     assert os.listdir(tmp_path / "elsewhere") == ["m"]
-    assert held(repository) == local_files(model)  # there is nothing left to go on from
+    assert held(repository) == as_pushed(model, repository.name)  # there is nothing left to go on from
     steps = [f"Training in progress, step {step}" for step in (4, 3, 2)]
     assert titles(repository) == ["Train m", *steps, "initial commit"]
     client.read("from training.hub import model_folder; model_folder('clinic/run')")
-    assert local_files(client.here / "models" / "run") == local_files(model)
+    assert local_files(client.here / "models" / "run") == as_pushed(model, repository.name)
 
 
 FETCH = """
@@ -134,7 +134,7 @@ def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, 
     assert again == "push m --repo clinic/saves --private --revision next"
     assert client.run(*again.split(), cwd=tmp_path).code == 0
     repository = hub.repository("model", "clinic/saves")
-    assert held(repository, "next") == local_files(tmp_path / "m")
+    assert held(repository, "next") == as_pushed(tmp_path / "m", repository.name)
     steps = yaml.safe_load((tmp_path / "m" / "eval" / "training.json").read_text())["epochs"][-1]["step"]
     assert titles(repository, "next") == ["Push m", f"Training in progress, step {steps}", "initial commit"]
     assert repository.state["private"]
@@ -147,7 +147,7 @@ def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_h
     assert told.code == 0, told.err
     repository = hub.repository("model", "clinic/end")
     assert titles(repository) == ["Train m", "initial commit"]
-    assert held(repository) == local_files(tmp_path / "m")
+    assert held(repository) == as_pushed(tmp_path / "m", repository.name)
     assert metadata_load(tmp_path / "m" / "README.md")["base_model"] == "clinic/base"
 
 

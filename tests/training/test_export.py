@@ -72,7 +72,7 @@ def test_predict_runs_it_and_push_takes_it_along(exported, small_phantom, tmp_pa
         output = str(tmp_path / f"{runtime}.jsonl")
         predict.main([str(exported), file, "--output", output, "--runtime", runtime, "--precision", "int8"])
         assert json.loads((tmp_path / f"{runtime}.jsonl").read_text())["error"] == ""
-    files = model_upload(exported, "user/name").files
+    files = model_upload(exported, "user/name", tmp_path).files
     assert {"model.onnx", "model_int8.onnx", "openvino_model.xml", "openvino_model.bin"} <= files.keys()
     assert {"openvino_model_int8.xml", "abstention_onnx_int8.safetensors", "eval/export_model.json"} <= files.keys()
 

@@ -30,6 +30,12 @@ def local_files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def as_pushed(folder, repo):
+    """The files of a model folder, whose card's example loads the repository."""
+    files = local_files(folder)
+    return files | {"README.md": re.sub(rb'(, model=)"[^"]*"', rb'\1"%s"' % repo.encode(), files["README.md"])}
+
+
 def held(repository, revision="main"):
     return {name: repository.read(name, revision) for name in repository.files(revision) if name != ".gitattributes"}
 
@@ -46,12 +52,13 @@ def test_a_model_folder_becomes_a_repository_in_one_commit_that_pipeline_loads(h
     assert told.code == 0, told.err
     assert "not part of a model folder, so not sent: notes.txt" in told.out
     repository = hub.repository("model", "clinic/whole")
-    local = local_files(model)
+    local = as_pushed(model, "clinic/whole")
     assert held(repository) == {name: local[name] for name in local if name not in {".DS_Store", "notes.txt"}}
     assert titles(repository) == ["Push small", "initial commit"]
     assert repository.files()["model.safetensors"]["large"]
     card = repository.read("README.md").decode()
     assert all(picture in local for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card))
+    assert 'classify = pipeline("image-classification", model="clinic/whole")' in card
     code = """
 import json
 from huggingface_hub import model_info
@@ -94,7 +101,7 @@ def test_a_second_push_commits_nothing_and_a_later_one_what_changed_as_the_dry_r
     changes |= {("~", name) for name in after.keys() & before.keys() if before[name] != after[name]}
     assert set(re.findall(r"^  ([+~-]) (\S+)", dry.out, re.MULTILINE)) == changes
     assert changes == {("+", "eval/more.json"), ("-", f"eval/{picture.name}"), ("~", "README.md")}
-    assert held(repository) == local_files(model)
+    assert held(repository) == as_pushed(model, "clinic/again")
     assert hub.sent() == 0
 
 
@@ -234,7 +241,7 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, 
     if faults:
         hub.faults.clear()
         assert client.run("push", model, "--repo", *words).code == 0
-        assert held(hub.repository("model", words[0])) == local_files(model)
+        assert held(hub.repository("model", words[0])) == as_pushed(model, words[0])
 
 
 def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model):
@@ -262,7 +269,7 @@ def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model
     hub.faults.clear()
     assert client.run(*words).code == 0
     assert hub.sent() == 0
-    assert held(hub.repository("model", "clinic/broken")) == local_files(model)
+    assert held(hub.repository("model", "clinic/broken")) == as_pushed(model, "clinic/broken")
 
 
 def test_a_model_that_was_fetched_is_there_when_the_hub_is_down(hub, client, model):
@@ -284,9 +291,9 @@ def test_a_full_disk_is_one_line():
         full.write_text("x")
 
 
-def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_rights(model):
+def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_rights(model, tmp_path):
     def left():
-        return local_files(model).keys() - push.model_upload(model, "clinic/x").files.keys()
+        return local_files(model).keys() - push.model_upload(model, "clinic/x", tmp_path).files.keys()
 
     for name in ("samples", "test_gallery", "external_gallery", "forgotten_gallery"):
         (model / "eval" / f"{name}.png").write_bytes(b"picture")
@@ -295,7 +302,7 @@ def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_
     (model / "report.html").write_text("with pictures, and no mark")
     (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
     assert left() == {"eval/forgotten_gallery.png", "eval/external_gallery.png", "report.html"}
-    assert len(push.model_upload(model, "clinic/x", rights=True).files) == len(local_files(model))
+    assert len(push.model_upload(model, "clinic/x", tmp_path, rights=True).files) == len(local_files(model))
 
 
 def test_it_is_said_that_names_of_images_are_sent_once_one_evaluation_is_of_real_ones(hub, client, model):
