@@ -13,6 +13,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers.utils import cached_file
 
+from training.outputs import read_again
 from training.split import PARTS, read_split
 
 ALSO = "also"
@@ -30,6 +31,13 @@ def learned_by(base: str) -> pd.DataFrame:
         return pd.DataFrame(columns=[*COLUMNS, "split"], dtype=str)
     table = read_split(Path(files[-1]).parent)
     return table[table["split"].isin(LEARNED)].assign(split=ALSO)
+
+
+def has_seen_nobody(base: str, learned: pd.DataFrame) -> bool:
+    """Whether no person is among what a base, as in model_name_or_path, has `learned` from: as its eval/training.json
+    says or, where that cannot be had, because it has learned from nothing that is known."""
+    file = None if base.startswith("scratch:") else _fetch(base, "eval/training.json")
+    return read_again(Path(file)).get("synthetic") is True if file else learned.empty
 
 
 def _fetch(base: str, name: str) -> str | None:

@@ -37,7 +37,7 @@ from training.cli import run
 from training.evaluate import report
 from training.examples import Examples, RowGroups
 from training.interpolate import interpolate
-from training.learned import learned_by, seen_before, split_table
+from training.learned import has_seen_nobody, learned_by, seen_before, split_table
 from training.measure import measure
 from training.model import load_base, tells_these
 from training.outputs import move_into_place, place_of, read_again, refuse_existing, writing
@@ -117,7 +117,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, _balancing(data, data_args))
-    history |= _learned_from(data, base.model_name_or_path, recipe)
+    history |= _learned_from(data, has_seen_nobody(base.model_name_or_path, learned), recipe)
     if training_args.process_index == 0:
         with writing(final):
             _save(work / "model", trainer, data, learned, recipe, history)
@@ -250,16 +250,14 @@ def _history(trainer: Trainer, name: str, balancing: dict[str, Dataset]) -> dict
     }
 
 
-def _learned_from(data: Prepared, start: str, recipe: dict) -> dict:
-    """What eval/training.json tells of the images, and of the base; start: the model that the fit began with."""
+def _learned_from(data: Prepared, synthetic: bool, recipe: dict) -> dict:
+    """What eval/training.json tells of the images, and of the base; synthetic: the base has seen no person."""
     learned = [data.home, data.parts["also"]] if "also" in data.parts else [data.home]
     licences = Counter(text for rows in learned for text in _column(rows, "license"))
-    before = Path(start) / "eval" / "training.json"  # where the tool has made it
     return {
         "sites": sorted(set(data.home["site"]) - {""}),
         "licences": dict(licences.most_common()),
-        "synthetic": all(text == "yes" for rows in learned for text in _column(rows, "synthetic"))
-        and (not before.is_file() or read_again(before)["synthetic"]),
+        "synthetic": synthetic and all(text == "yes" for rows in learned for text in _column(rows, "synthetic")),
         "phantom": _phantom_of(recipe),
         "from_hub": _from_hub(recipe),
     }

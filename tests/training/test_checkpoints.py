@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import yaml
@@ -140,15 +141,24 @@ def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, 
     assert repository.state["private"]
 
 
-def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end(hub, client, small_home, small_model, tmp_path):
-    hub.add("model", "clinic/base", small_model)
+def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end_and_has_seen_whom_that_has(
+    hub, client, small_home, small_model, tmp_path
+):
+    base = shutil.copytree(small_model, tmp_path / "base")
+    told = json.loads((base / "eval" / "training.json").read_text())
+    (base / "eval" / "training.json").write_text(json.dumps(told | {"synthetic": False}))
+    hub.add("model", "clinic/base", base)
     settings = ["--model_name_or_path", "clinic/base", "--hub_strategy", "end", "--num_train_epochs", "1"]
     told = client.run(*command(small_home, "end", *settings), cwd=tmp_path)
     assert told.code == 0, told.err
     repository = hub.repository("model", "clinic/end")
     assert titles(repository) == ["Train m", "initial commit"]
-    assert held(repository) == as_pushed(tmp_path / "m", repository.name)
-    assert metadata_load(tmp_path / "m" / "README.md")["base_model"] == "clinic/base"
+    local = as_pushed(tmp_path / "m", repository.name)
+    assert held(repository) == {name: local[name] for name in local if name != "eval/samples.png"}
+    card = metadata_load(tmp_path / "m" / "README.md")
+    assert (card["base_model"], card["license"]) == ("clinic/base", "other")
+    assert "synthetic" not in card["tags"]
+    assert "has seen no person" not in (tmp_path / "m" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,19 @@ def test_a_base_on_the_hub_does_too_and_what_is_no_model_folder_passes_on_nothin
     assert others == [0] * 4
 
 
+@pytest.mark.xdist_group("hub")
+def test_a_base_on_the_hub_that_has_learned_and_does_not_say_from_whom_has_seen_somebody(hub, client, learned):
+    hub.add("model", "clinic/saying", learned)
+    (learned / "eval" / "training.json").unlink()
+    hub.add("model", "clinic/silent", learned)
+    (learned / "split.csv").unlink()
+    hub.add("model", "clinic/new", learned)
+    code = "from training.learned import has_seen_nobody, learned_by; "
+    code += "print(*(has_seen_nobody(base, learned_by(base)) for base in {}))"
+    bases = ["clinic/saying", "clinic/silent", "clinic/new", "scratch:resnet-18", str(learned)]
+    assert client.read(code.format(bases)).split() == ["True", "False", "True", "True", "True"]
+
+
 def test_a_base_whose_table_is_spoiled_is_refused(learned):
     (learned / "split.csv").write_text("nothing")
     with pytest.raises(InputError, match="split.csv: found no table of path, pixels and split"):

@@ -20,6 +20,7 @@ from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
+from training.learned import has_seen_nobody, learned_by
 from training.phantom import write_phantom
 from training.processes import require_processes
 from training.unfinished import difference
@@ -186,7 +187,8 @@ def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, 
     for synthetic in (True, False):
         told.write_text(json.dumps({"synthetic": synthetic}))
         recipe = {"model_name_or_path": str(tmp_path), "data": "phantom", "also": None}
-        assert train._learned_from(data, str(tmp_path), recipe)["synthetic"] == synthetic
+        seen_nobody = has_seen_nobody(str(tmp_path), learned_by(str(tmp_path)))
+        assert train._learned_from(data, seen_nobody, recipe)["synthetic"] == synthetic
 
 
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_home, tmp_path):
