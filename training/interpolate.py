@@ -24,8 +24,8 @@ def interpolate(folder: Path, start: PreTrainedModel, knows: bool, train: Datase
     """Give the model in `folder` this share of the weights of `start`; return what was done, a line.
 
     knows: whether the head of `start` tells these classes; if not, the head stays as it was fitted. What is usual where
-    start learned need not be so here, so before that its logits are shifted as fits the train part best, where every
-    class of every site weighs the same. Raises InputError when the folder holds no model.
+    start learned need not be so here, so before that its logits are shifted as fits `train` best, all that was trained
+    on, where every class of every site weighs the same. Raises InputError when the folder holds no model.
     """
     predictor = Predictor(folder)
     model = predictor.model

@@ -123,7 +123,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
             _save(work / "model", trainer, data, learned, recipe, history)
             _keep_seen(work, work / "model", trainer.state)
             if model_args.keep_start:
-                say(f"\n{_keep_start(work / 'model', base, data.parts['train'])}")
+                say(f"\n{_keep_start(work / 'model', base, fitted['train'])}")
             _judge(work / "model", data.parts, model_args, say)
             shutil.rmtree(final, ignore_errors=True)
             move_into_place(work / "model", final)

@@ -227,6 +227,10 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     monkeypatch.setattr(
         train, "make_trainer", lambda *given: drawn.append(set(given[2]["train"]["site"])) or make_trainer(*given)
     )
+    shifted, interpolate = [], train.interpolate
+    monkeypatch.setattr(
+        train, "interpolate", lambda *given: shifted.append(set(given[3]["site"])) or interpolate(*given)
+    )
     shown, save_samples = [], train.save_samples
     monkeypatch.setattr(train, "save_samples", lambda path, seen: shown.append(len(seen)) or save_samples(path, seen))
     write_phantom(tmp_path / "many", sites=10)
@@ -288,6 +292,7 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     fitted = (split["split"] == "train").sum() + len(simulated)
     assert steps == -(-fitted // 4)
     assert drawn[-1] == {"A", str(tmp_path / "many")}  # simulated sites are drawn as often as one real one
+    assert shifted == [drawn[-1]]  # and have as much to say of what is usual
     assert shown[-1] == fitted  # what a view is depends on how many images there are
 
 
