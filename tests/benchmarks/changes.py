@@ -116,8 +116,8 @@ class Frames:
     """All that networks learn from and are measured on, on the device.
 
     simulated: views of what the phantom's model learns from; pool: those of real frames, in the order of the table, and
-    of the first ALSO simulated ones; (frames x views, SIDE, SIDE) uint8, a frame's beside one another. measured: frames
-    as they are, altered ones, and those of sites A and B.
+    of the first ALSO simulated ones; (frames x views, SIDE, SIDE) uint8, a frame's beside one another. plain: what pool
+    has views of, as it is. measured: real frames as they are, altered ones, and those of sites A and B.
     """
 
     def __init__(self, work: Path, sites: int, views: int, device: str):
@@ -138,7 +138,8 @@ class Frames:
             beside = drawn[:ALSO]
             self.pool = torch.cat([show(copies, views), show(beside, views)])
             self.simulated = show(drawn, VIEWS_OF_PHANTOM)
-        ab = [np.asarray(_small(Image.fromarray(frame), SIDE)) for frame in ab]
+        beside, ab = ([np.asarray(_small(Image.fromarray(one), SIDE)) for one in some] for some in (beside, ab))
+        self.plain = torch.as_tensor(np.stack([*plain, *beside])).to(device)
         self.measured = [torch.as_tensor(np.stack(frames)).to(device) for frames in (plain, altered, ab)]
         self.ab = np.array([p.label == "sick" for p in others for _ in range(p.frames)])
         self.drawn_label = np.array([int(p.label == "sick") for p in patients for _ in range(p.frames)])
@@ -220,9 +221,11 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
         if options.findings not in starts:
             starts[options.findings] = fit_phantom(base, frames, Change(findings=options.findings))
         networks = [Network(base, frames.pool, labels, findings, BATCH, options) for _ in range(SIDE_BY_SIDE)]
+        said = []  # by the starts, of all that is learned from
         for start, state in enumerate(starts[options.findings]):
             networks[0].begin(state, np.zeros((1, BATCH), int), 0.0)
             keep(f"{change}|start|0|{start}", networks[0])
+            said.append(networks[0].logits(frames.plain).astype(float))
         settings = {"home": FOLDS, "all": FOLDS, "others": OTHERS}
         jobs = [(s, fold, start) for s, folds in settings.items() for start in range(STARTS) for fold in range(folds)]
         for first in range(0, len(jobs), SIDE_BY_SIDE):
@@ -233,9 +236,7 @@ def fit(base: str, work: Path, name: str, changes: list[str], sites: int, views:
             run([network for _, network in some])
             for (setting, fold, start), network in some:
                 rows = frames.train_rows(setting, fold)
-                rows = rows[rows < len(frames.table)]  # the real ones
-                said = results[f"{change}|start|0|{start}"][rows].astype(float)
-                shift = fit_shift(said, frames.label[rows], frames.shares(rows, options))
+                shift = fit_shift(said[start][rows], frames.label[rows], frames.shares(rows, options))
                 network.mix(starts[options.findings][start], shift)
                 keep(f"{change}|{setting}|{fold}|{start}", network)
         np.savez(work / "results" / f".{name}.npz", ab=frames.ab, **results)
