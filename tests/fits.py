@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -55,3 +57,12 @@ def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
     """The greatest difference of any weight."""
     assert one.keys() == two.keys()
     return max((one[name].double() - two[name].double()).abs().max().item() for name in one)
+
+
+def copy_as_mean(model: Path, folder: Path) -> Path:
+    """A copy of a model folder that says it is the mean of three, each of which judged its own test part."""
+    shutil.copytree(model, folder)
+    for name, more in (("training", {"averaged": 3}), ("test", {"folds": 3})):
+        file = folder / "eval" / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    return folder

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 from space.errors import InputError
+from tests.fits import copy_as_mean
 from training.card import write_card
 
 
@@ -111,10 +112,7 @@ def test_warnings_stand_apart_from_tables_and_promise_no_more_than_the_split(sma
 
 
 def test_of_a_mean_the_card_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
-    model = shutil.copytree(small_model, tmp_path / "m")
-    for name, more in (("training", {"averaged": 3}), ("test", {"folds": 3})):
-        told = json.loads((model / "eval" / f"{name}.json").read_text())
-        (model / "eval" / f"{name}.json").write_text(json.dumps(told | more))
+    model = copy_as_mean(small_model, tmp_path / "m")
     write_card(model)
     text = ModelCard.load(model / "README.md").text
     whose = "test: maps and tests are those of the first of the averaged models, on its own test part."

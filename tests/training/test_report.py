@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+from tests.fits import copy_as_mean
 from training.push import SYNTHETIC
 from training.report import of_a_hundred, write_report
 
@@ -49,10 +50,7 @@ def test_the_report_says_the_figures_in_words(small_model):
 
 
 def test_of_a_mean_the_report_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
-    model = shutil.copytree(small_model, tmp_path / "m")
-    for name, more in (("training", {"averaged": 3}), ("test", {"folds": 3})):
-        told = json.loads((model / "eval" / f"{name}.json").read_text())
-        (model / "eval" / f"{name}.json").write_text(json.dumps(told | more))
+    model = copy_as_mean(small_model, tmp_path / "m")
     write_report(model)
     page = " ".join((model / "report.html").read_text().split())
     whose = "those of the first of the averaged models, on its own test part."
