@@ -36,13 +36,16 @@ def read_listing(place: Path) -> Iterator[dict[str, str]]:
 
 def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
     """The rows of a .csv or .parquet table as text: path, group, site, others, and label, which may be missing where
-    they need not be labelled. Raises InputError when it is no such table."""
+    they need not be labelled. White space around headers and values means nothing, unless it is part of a file's name.
+    Raises InputError when it is no such table."""
     names = None
     try:
         for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
             names = names or _column_names(file, list(row), labelled)
-            renamed = {name: row[old] for name, old in names.items()}
-            yield {"group": "", "site": ""} | renamed
+            told = {name: row[old].strip() for name, old in names.items()}
+            if os.path.lexists(file.parent / row[names["path"]]):
+                told["path"] = row[names["path"]]
+            yield {"group": "", "site": ""} | told
     except FileNotFoundError:
         raise InputError(f"{file}: no such table") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -72,12 +75,13 @@ def _parquet(file: Path) -> Iterator[dict[str, str]]:
 
 def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
     """Our names of a table's columns and its own: path, label and group may be called otherwise."""
-    path, label, group = (next((name for name in names if name in found), None) for names in (PATHS, LABELS, GROUPS))
+    own = {name.strip(): name for name in found}
+    path, label, group = (next((name for name in names if name in own), None) for names in (PATHS, LABELS, GROUPS))
     if path is None or (labelled and label is None):
         wanted = "path (or file_name)" + (" and label" if labelled else "")
         raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
-    ours = {"path": path} | ({"label": label} if label else {}) | ({"group": group} if group else {})
-    others = {name: name for name in found if name not in {path, label, group, "image", *OURS}}
+    ours = {"path": own[path]} | ({"label": own[label]} if label else {}) | ({"group": own[group]} if group else {})
+    others = {name: own[name] for name in own if name not in {path, label, group, "image", *OURS}}
     return ours | others
 
 

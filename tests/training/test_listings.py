@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.images import write_images, write_table
+from training.listings import read_table
+from training.sources import load_data
+
+
+def write_as(file: Path, columns: list[str], *rows: list[str]) -> None:
+    """Write a table in the form that the file's ending says."""
+    table = pd.DataFrame(rows, columns=columns)
+    (table.to_parquet if file.suffix == ".parquet" else table.to_csv)(file, index=False)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_white_space_around_a_table_s_cells_makes_no_other_patients_or_classes(tmp_path, ending):
+    write_images(tmp_path, "1.png", "2.png", "3.png")
+    columns = ["file_name", " label", "patient ", "site", "split\xa0"]
+    rows = [["1.png", "normal", "P7", "A", "train"], ["2.png", "normal ", "P7 ", " A", "train "]]
+    write_as(tmp_path / f"list.{ending}", columns, *rows, ["3.png", "sick", "", "A", "test"])
+    read = load_data(tmp_path / f"list.{ending}")
+    assert read.features["label"].names == ["normal", "sick"]
+    assert list(read["group"]) == ["P7", "P7", "3.png"]
+    assert list(read["site"]) == ["A", "A", "A"]
+    assert list(read["split"]) == ["train", "train", "test"]
+
+
+def test_white_space_around_a_path_is_passed_over_unless_it_is_part_of_the_file_s_name(tmp_path):
+    write_images(tmp_path, "1.png", " 1.png")
+    write_table(tmp_path / "list.csv", ["path", "label"], ["1.png ", "sick"], [" 1.png", "sick"])
+    assert [row["path"] for row in read_table(tmp_path / "list.csv")] == ["1.png", " 1.png"]
