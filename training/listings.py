@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,14 +38,18 @@ def read_listing(place: Path) -> Iterator[dict[str, str]]:
 def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
     """The rows of a .csv or .parquet table as text: path, group, site, others, and label, which may be missing where
     they need not be labelled. White space around headers and values means nothing, unless it is part of a file's name.
-    Raises InputError when it is no such table."""
+    Blank rows are none. Raises InputError when it is no such table, or when a row of a labelled one names no file."""
     names = None
     try:
-        for row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
+        for where, row in _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file, labelled):
             names = names or _column_names(file, list(row), labelled)
             told = {name: row[old].strip() for name, old in names.items()}
             if os.path.lexists(file.parent / row[names["path"]]):
                 told["path"] = row[names["path"]]
+            if not any(told.values()):
+                continue
+            if labelled and not told["path"]:
+                raise InputError(f"{file}: {where} names no file; fill in its {names['path'].strip()}, or delete it")
             yield {"group": "", "site": ""} | told
     except FileNotFoundError:
         raise InputError(f"{file}: no such table") from None
@@ -52,25 +57,25 @@ def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
         raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
 
 
-def _csv(file: Path, labelled: bool) -> Iterator[dict[str, str]]:
+def _csv(file: Path, labelled: bool) -> Iterator[tuple[str, dict[str, str]]]:
     with open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines, restval="")
         for row in reader:
             if None in row:
                 raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
-            yield row
+            yield f"line {reader.line_num}", row
         if reader.line_num < 2:
             _column_names(file, reader.fieldnames or [], labelled)
 
 
-def _parquet(file: Path) -> Iterator[dict[str, str]]:
+def _parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     opened = pq.ParquetFile(file)
     path = next((name for name in PATHS if name in opened.schema_arrow.names), None)
     if path and pa.types.is_nested(opened.schema_arrow.field(path).type):  # a file of a data set of the Hub
         raise InputError(f"{file}: the column {path} holds pictures; expected their paths, or user/name on the Hub")
-    for batch in opened.iter_batches(1024):
-        for row in batch.to_pylist():
-            yield {name: "" if value is None else str(value) for name, value in row.items()}
+    rows = chain.from_iterable(batch.to_pylist() for batch in opened.iter_batches(1024))
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", {name: "" if value is None else str(value) for name, value in row.items()}
 
 
 def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR
 from urllib.parse import parse_qsl
 
 import datasets
@@ -173,6 +174,8 @@ def _survey(place: Path) -> tuple[list[str], str]:
         seen.add(hash(path))
         try:
             state = os.stat(root / path.encode().decode())
+            if S_ISDIR(state.st_mode):
+                raise IsADirectoryError
         except UnicodeEncodeError:
             raise InputError(f"{place}: found a file name that is not UTF-8, {path!r}; rename it") from None
         except (OSError, ValueError):  # the latter of a NUL, which no name can hold

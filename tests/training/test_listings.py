@@ -3,7 +3,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from space.errors import InputError
 from tests.images import write_images, write_table
+from training.inputs import find_inputs
 from training.listings import read_table
 from training.sources import load_data
 
@@ -31,3 +33,27 @@ def test_white_space_around_a_path_is_passed_over_unless_it_is_part_of_the_file_
     write_images(tmp_path, "1.png", " 1.png")
     write_table(tmp_path / "list.csv", ["path", "label"], ["1.png ", "sick"], [" 1.png", "sick"])
     assert [row["path"] for row in read_table(tmp_path / "list.csv")] == ["1.png", " 1.png"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_in_which_all_is_blank_are_no_images(tmp_path, ending):
+    write_images(tmp_path, "1.png", "2.png")
+    blank, file = ["", ""], tmp_path / f"list.{ending}"
+    write_as(file, ["path", "label"], ["1.png", "sick"], blank, ["2.png", "normal"], blank, [" ", None])
+    assert list(load_data(file)["path"]) == ["1.png", "2.png"]
+    assert [found.path for found in find_inputs([str(file)])] == [str(tmp_path / name) for name in ("1.png", "2.png")]
+
+
+@pytest.mark.parametrize(("ending", "where"), [("csv", "line 4"), ("parquet", "row 3")])
+def test_a_row_with_a_label_but_no_path_is_refused_with_its_number(tmp_path, ending, where):
+    write_images(tmp_path, "1.png")
+    write_as(tmp_path / f"list.{ending}", ["path", "label"], ["1.png", "sick"], ["", ""], [" ", "sick"])
+    with pytest.raises(InputError, match=f"list.{ending}: {where} names no file; fill in its path, or delete it"):
+        load_data(tmp_path / f"list.{ending}")
+
+
+def test_a_path_that_is_a_folder_is_a_missing_file(tmp_path):
+    write_images(tmp_path, "images/1.png")
+    write_table(tmp_path / "list.csv", ["path", "label"], ["images/1.png", "sick"], ["images", "sick"])
+    with pytest.raises(InputError, match="1 of 2 files do not exist, images for one"):
+        load_data(tmp_path / "list.csv")
