@@ -57,12 +57,13 @@ def odd_images(facts: pd.DataFrame) -> pd.DataFrame:
 def contradicting_names(paths: Sequence[str], labels: Sequence[str]) -> list[int]:
     """Indices of images whose file or folder names hold a word for another class and none for their own.
 
-    labels are class names, "" where unknown. A word that stands in the names of half of the images of both classes,
-    such as the folder pneumonia_study, says nothing and is passed over.
+    labels are class names, "" where unknown. A class folder does not count, for it always says what the label says. A
+    word that stands in the names of half of the images of both classes, such as the folder pneumonia_study, says
+    nothing and is passed over.
     """
     classes = sorted(set(labels) - {""})
     words = {name: {name.lower()} | WORDS.get(name.lower(), set()) for name in classes}
-    found = [set(re.findall(r"[a-z]+", PurePosixPath(path).with_suffix("").as_posix().lower())) for path in paths]
+    found = [_words(path, label) for path, label in zip(paths, labels, strict=True)]
     sizes, shares = Counter(labels), Counter()
     for label, in_path in zip(labels, found, strict=True):
         shares.update({(label, word): 1 / sizes[label] for word in in_path})
@@ -80,6 +81,14 @@ def contradicting_names(paths: Sequence[str], labels: Sequence[str]) -> list[int
         for index, (label, in_path) in enumerate(zip(labels, found, strict=True))
         if label and in_path & others[label] and not in_path & words[label]
     ]
+
+
+def _words(path: str, label: str) -> set[str]:
+    """The words of a path without its class folder, and the label when all of the label's words are among them."""
+    *folders, name = PurePosixPath(path).with_suffix("").parts
+    kept = "/".join([*(folder for folder in folders if folder.lower() != label.lower()), name])
+    found, own = (set(re.findall(r"[a-z]+", text.lower())) for text in (kept, label))
+    return found | {label.lower()} if own and own <= found else found
 
 
 def doubtful_labels(

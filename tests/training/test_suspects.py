@@ -33,6 +33,10 @@ def test_tiny_blank_and_unlike_files_are_named(tmp_path):
         ("normal/sick_3.png", "sick", False),  # says both
         ("sickle.png", "normal", False),
         ("sick_3.png", "", False),
+        ("normal/covid_17.png", "normal", True),  # its own word is that of the class folder alone
+        ("train/sick/healthy/9.png", "sick", True),
+        ("normal/normal_9.png", "normal", False),
+        ("non-covid/Non-Covid (1).png", "non-covid", False),  # is called as its class is
     ],
 )
 def test_names_that_contradict_the_label(path, label, contradicts):
