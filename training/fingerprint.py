@@ -7,6 +7,7 @@ import io
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from space.remote import read_content
 SIDE = 64  # of a thumbnail
 LEVELS = 16  # bins of the brightness histogram
 CORNER = 8  # side of a thumbnail's corner
+AHEAD = 128  # images whose files are held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def take_fingerprints(rows: Dataset) -> Fingerprints:
 
     with ThreadPoolExecutor() as pool:
         progress = tqdm(enumerate(undecoded), total=len(rows), desc="looking", unit="image", leave=False)
-        return Fingerprints(thumbnails[: len(rows)], pd.DataFrame(pool.map(take, progress)))
+        numbered = iter(progress)  # map takes all that it is given at once
+        facts = [found for _ in range(0, len(rows), AHEAD) for found in pool.map(take, islice(numbered, AHEAD))]
+    return Fingerprints(thumbnails[: len(rows)], pd.DataFrame(facts))
 
 
 def require_readable(rows: Dataset, broken: list[str]) -> None:

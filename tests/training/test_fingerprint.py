@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from space.errors import InputError
@@ -54,3 +58,22 @@ def test_broken_images_are_passed_over_or_refused_by_name(taken):
     with pytest.raises(InputError, match=r"found 1 of 6 images broken: sick/5.png \(it is no image"):
         require_readable(rows, prints.facts["broken"].tolist())
     require_readable(rows, [""] * 6)
+
+
+def test_rows_are_taken_as_they_are_looked_at_and_not_all_at_once(tmp_path):
+    """When a row is taken the file of the one 200 before it goes, which has to have been looked at by then."""
+    files = [tmp_path / f"{number}.png" for number in range(500)]
+    Image.fromarray(speckle(1)).save(files[0])
+    for file in files[1:]:
+        file.hardlink_to(files[0])
+
+    def take(batch):
+        number = int(Path(batch["image"][0]["path"]).stem)
+        if number >= 200:
+            files[number - 200].unlink()
+        return batch
+
+    rows = Dataset.from_dict({"image": list(map(str, files))}, Features({"image": ImageFeature()}))
+    prints = take_fingerprints(rows.with_transform(take))
+    assert prints.readable.tolist() == list(range(500))
+    assert sum(file.exists() for file in files) == 200
