@@ -20,6 +20,7 @@ from training.fingerprint import LEVELS, SIDE, Fingerprints
 
 TINY = 64  # pixels of the shorter side under which an image is too small
 FAR = 10  # robust deviations from the median at which an image is unlike the rest
+CHUNK = 256  # images whose gradients are taken at a time; they take 128 KB each
 FOLDS = 5
 TRUSTED = 0.9  # AUC that a model must have to question labels
 DOUBTFUL = 0.1  # out-of-fold probability of its own label under which a label is doubtful
@@ -106,7 +107,8 @@ def doubtful_labels(
     if len(np.unique(labels)) < 2 or smallest < FOLDS:
         return *nobody, None
     levels = prints.facts.loc[chosen, [f"level_{index}" for index in range(LEVELS)]].to_numpy(float)
-    features = np.column_stack([_gradients(prints.thumbnails[chosen]), levels])
+    chunks = np.array_split(chosen, range(CHUNK, len(chosen), CHUNK))
+    features = np.column_stack([np.concatenate([_gradients(prints.thumbnails[some]) for some in chunks]), levels])
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels, groups))
     fewest = min(len(train) for train, _ in folds)  # where one group has most of the images
     parts = min(60, len(chosen) // 2, fewest, features.shape[1])

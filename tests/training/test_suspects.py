@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from tests.images import speckle
-from training.fingerprint import take_fingerprints
+from training.fingerprint import Fingerprints, take_fingerprints
 from training.sources import load_data
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
@@ -96,3 +99,15 @@ def test_a_group_with_most_of_the_images_is_judged_too(striped):
     groups[np.arange(120) % 60 < 40] = "all of one clip"
     _, _, auc = doubtful_labels(prints, np.arange(120), labels, groups)
     assert auc > 0.9
+
+
+def test_judging_many_images_takes_little_more_memory_than_their_features(striped):
+    """1,200 images, of which all gradients at once would take 150 MB; their features take 5."""
+    prints, labels, groups = striped
+    many = Fingerprints(np.tile(prints.thumbnails, (10, 1, 1)), pd.concat([prints.facts] * 10, ignore_index=True))
+    tracemalloc.start()
+    _, _, auc = doubtful_labels(many, np.arange(1200), np.tile(labels, 10), np.tile(groups, 10))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert auc > 0.9
+    assert peak < 80 << 20
