@@ -50,6 +50,11 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     return groups, ", ".join(pattern for pattern, _ in used.most_common())
 
 
+def is_alone(path: str, group: str) -> bool:
+    """Whether an image's group is only its path, or that of the clip that it is a frame of, since none is known."""
+    return group in (path, re.sub(r"#\d+$", "", path))
+
+
 def with_groups(rows: Dataset) -> Dataset:
     """The rows of whole DATA; where it names no groups, with those of its file names, as the audit proposes them."""
     paths = list(rows["path"])

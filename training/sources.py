@@ -24,6 +24,7 @@ from stat import S_ISDIR
 from urllib.parse import parse_qsl
 
 import datasets
+import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
@@ -33,12 +34,14 @@ from space.clips import import_av
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from training import anatomy, phantom, phantom_sites, ultrasound
+from training.groups import is_alone, merge
 from training.hub_data import read_hub
 from training.listings import image_files, is_told, read_listing
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
 FRAMES = 8  # of a clip, where nothing else is said
+PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 DECODERS = {"av", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
@@ -154,11 +157,31 @@ def _number(option: str, text: str | int) -> int:
 def _read_files(place: Path, frames: int) -> Dataset:
     """The rows of a folder or table, on disk; label is still text."""
     columns, digest = _survey(place)
-    return Dataset.from_generator(
+    rows = Dataset.from_generator(
         _rows,
         features=Features({"image": Image()} | {name: Value("string") for name in columns}),
         gen_kwargs={"place": str(place.resolve()), "frames": frames, "columns": tuple(columns), "digest": digest},
     )
+    return _by_patient(rows, is_told(place)) if PATIENT in columns else rows
+
+
+def _by_patient(rows: Dataset, told: bool) -> Dataset:
+    """The rows with groups by the patient's id of DICOM files: it joins folders, and is the group of files without one.
+
+    told: groups are a table's, and stay as they are. An id that all DICOM files have, as anonymisers write it, tells
+    nobody from another, and is as none.
+    """
+    ids, groups = list(rows[PATIENT]), list(rows["group"])
+    rows = rows.remove_columns(PATIENT)
+    if len(set(ids) - {""}) < 2:
+        return rows
+    known = zip(ids, groups, rows["path"], strict=True)
+    groups = [patient if patient and is_alone(path, group) else group for patient, group, path in known]
+    if not told:
+        first = {}
+        pairs = [(first.setdefault(patient, number), number) for number, patient in enumerate(ids) if patient]
+        groups = merge(groups, np.array(pairs))
+    return rows.remove_columns("group").add_column("group", groups, feature=Value("string"))
 
 
 def _survey(place: Path) -> tuple[list[str], str]:
@@ -194,7 +217,7 @@ def _survey(place: Path) -> tuple[list[str], str]:
         raise InputError(f"{place}: found {len(doubled)} file names twice, {doubled[0]} for one; name each once")
     if missing:
         raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
-    columns += ["burned_in"] * (of_many and "burned_in" not in columns)
+    columns += ["burned_in"] * (of_many and "burned_in" not in columns) + [PATIENT] * of_many
     if is_told(place) and (root / "masks").is_dir():
         columns.append("mask")
         digest.update(str(sorted(mask.relative_to(root) for mask in (root / "masks").rglob("*"))).encode())
@@ -207,31 +230,29 @@ def _survey(place: Path) -> tuple[list[str], str]:
 def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Iterator[dict]:
     """Rows of a listing; clips and DICOM files as their frames in PNG bytes, with nothing else of the file."""
     root = Path(place) if Path(place).is_dir() else Path(place).parent
-    told = is_told(Path(place))
     for row in read_listing(Path(place)):
         file = root / row["path"]
         row = dict.fromkeys(columns, "") | row
         if "mask" in columns and (mask := root / "masks" / row["path"].removeprefix("images/")).is_file():
             row["mask"] = str(mask)
-        group = row["group"]
+        row["group"] = row["group"] or row["path"]
         try:
             if file.suffix.lower() in clips.SUFFIXES:
                 pictures = clips.read_frames(file, frames)
             elif is_dicom(file):
                 dicom = DicomFile(file)
                 pictures = dicom.spread(frames)
-                row["burned_in"] = dicom.burned_in
-                group = (group if told else "") or dicom.patient or group
+                row |= {"burned_in": dicom.burned_in, PATIENT: dicom.patient}
             else:
                 pictures = []
         except InputError:  # whoever looks at the image will say why
             pictures = []
         if not pictures:
-            yield {"image": {"path": str(file), "bytes": None}, **row, "group": group or row["path"]}
+            yield {"image": {"path": str(file), "bytes": None}, **row}
         for number, picture in pictures:
             path = f"{row['path']}#{number}" if len(pictures) > 1 else row["path"]
             image = {"path": None, "bytes": _png(picture)}
-            yield {"image": image, **row, "path": path, "group": group or row["path"]}
+            yield {"image": image, **row, "path": path}
 
 
 def _png(picture: PIL.Image.Image) -> bytes:

@@ -273,10 +273,8 @@ for source in sys.argv[1:]:
 
 def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_them(tmp_path):
     frames = np.stack([speckle(number, 60, 80) for number in range(5)])
-    write_dicom(tmp_path / "data" / "sick" / "study" / "IM0001", frames)
-    write_dicom(
-        tmp_path / "data" / "sick" / "study" / "IM0002", frames[0], PatientID="patient-8", BurnedInAnnotation="NO"
-    )
+    write_dicom(tmp_path / "data" / "sick" / "IM0001", frames)
+    write_dicom(tmp_path / "data" / "sick" / "IM0002", frames[0], PatientID="patient-8", BurnedInAnnotation="NO")
     write_dicom(tmp_path / "data" / "normal" / "one.dcm", frames[1], PatientID="")
     write_images(tmp_path / "data", "normal/plain.png")
     (tmp_path / "data" / "sick" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
@@ -284,10 +282,10 @@ def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_the
     assert list(zip(rows["path"], rows["group"], rows["burned_in"], strict=True)) == [
         ("normal/one.dcm", "normal/one.dcm", "yes"),
         ("normal/plain.png", "normal/plain.png", ""),
-        ("sick/study/IM0001#0", "patient-7", "yes"),
-        ("sick/study/IM0001#2", "patient-7", "yes"),
-        ("sick/study/IM0001#4", "patient-7", "yes"),
-        ("sick/study/IM0002", "patient-8", "no"),
+        ("sick/IM0001#0", "patient-7", "yes"),
+        ("sick/IM0001#2", "patient-7", "yes"),
+        ("sick/IM0001#4", "patient-7", "yes"),
+        ("sick/IM0002", "patient-8", "no"),
     ]
     assert np.array_equal(np.asarray(rows[3]["image"].convert("L")), frames[2])
     data.main([f"{tmp_path / 'data'}?frames=3", "--output", str(tmp_path / "copy")])
@@ -296,6 +294,36 @@ def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_the
     assert len(written) == 7
     for secret in (b"Doe", b"1970", b"Secret"):
         assert not any(secret in content for content in written + kept)
+
+
+def groups_by_id(folder: Path, ids: dict[str, str]) -> list[str]:
+    """The groups of DICOM files with these patients' ids, in the order that they are read in."""
+    for number, name in enumerate(ids):
+        write_dicom(folder / name, speckle(number, 30, 40), PatientID=ids[name])
+    return list(load_data(folder)["group"])
+
+
+@pytest.mark.parametrize("ids", [["ANONYMOUS"] * 4, ["anon-1", "anon-2", "anon-3", "anon-4"]])
+def test_dicom_files_of_a_patients_folder_are_one_group_whatever_an_anonymiser_wrote(tmp_path, ids):
+    names = [f"normal/patient-{patient}/study{number}.dcm" for patient in range(2) for number in range(2)]
+    folders = ["normal/patient-0"] * 2 + ["normal/patient-1"] * 2
+    assert groups_by_id(tmp_path, dict(zip(names, ids, strict=True))) == folders
+
+
+def test_folders_of_one_patients_id_are_one_group(tmp_path):
+    ids = {"normal/before/1.dcm": "7", "sick/single.dcm": "8", "sick/after/1.dcm": "7", "sick/other/1.dcm": "8"}
+    assert groups_by_id(tmp_path, ids) == ["normal/before", "8", "normal/before", "8"]
+
+
+def test_an_id_that_all_dicom_files_have_is_no_group(tmp_path):
+    assert groups_by_id(tmp_path, {"normal/1.dcm": "ANON", "sick/1.dcm": "ANON"}) == ["normal/1.dcm", "sick/1.dcm"]
+
+
+def test_the_groups_of_a_table_come_before_the_ids_of_dicom_files(tmp_path):
+    rows = [["1.dcm", "sick", "a"], ["2.dcm", "sick", "b"], ["3.dcm", "normal", ""], ["4.dcm", "normal", ""]]
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "group"], *rows)
+    ids = {"1.dcm": "7", "2.dcm": "7", "3.dcm": "8", "4.dcm": "8"}
+    assert groups_by_id(tmp_path, ids) == ["a", "b", "8", "8"]
 
 
 def test_a_gif_of_one_frame_has_the_pixels_that_the_page_sees(tmp_path):
