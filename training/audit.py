@@ -25,7 +25,7 @@ from training.cli import Parser, run
 from training.confounds import find_confounds
 from training.duplicates import find_copies
 from training.fingerprint import Fingerprints, take_fingerprints
-from training.groups import groups_from_names, merge
+from training.groups import groups_from_names, is_alone, merge
 from training.listings import PART_OF
 from training.outputs import new_file
 from training.sources import load_data, require_sites, unlisted_files
@@ -142,7 +142,8 @@ def _part(given: str) -> str:
 def _propose_groups(images: pd.DataFrame, name: str) -> str:
     """Say where the groups of a data set come from; where it names none, write those of its file names, in place."""
     rows = images["data"] == name
-    alone = images.loc[rows, "group"] == images.loc[rows, "path"]
+    paths, own = images.loc[rows, "path"].tolist(), images.loc[rows, "group"]
+    alone = np.array([*map(is_alone, paths, own)], bool)
     if not alone.any():
         told = images.loc[rows, ["group", "label"]].drop_duplicates()
         pairs = zip(told["group"], told["label"], strict=True)
@@ -153,10 +154,12 @@ def _propose_groups(images: pd.DataFrame, name: str) -> str:
             )
         return "given"
     if not alone.all():
-        return f"given for {(~alone).sum()} images, each of the other {alone.sum()} is its own"
-    groups, patterns = groups_from_names(images.loc[rows, "path"].tolist())
+        return f"given for {(~alone).sum()} images, each of the other {own[alone].nunique()} files is its own"
+    groups, patterns = groups_from_names(own.tolist())
     images.loc[rows, "group"] = groups
-    return f"proposed from file names ({patterns})" if patterns else "none known"
+    if patterns:
+        return f"proposed from file names ({patterns})"
+    return "none known" if groups == paths else "clips alone"
 
 
 def _describe(images: pd.DataFrame, groups: str) -> dict:

@@ -18,6 +18,7 @@ from space.remote import read_content
 from training import phantom
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
+from training.groups import with_groups
 from training.outputs import new_folder, refuse_existing
 from training.sources import UNLABELLED, load_data
 from training.tables import class_counts
@@ -26,8 +27,10 @@ from training.tables import class_counts
 def write_data(rows: Dataset, folder: Path) -> None:
     """Write rows as images/, masks/ where there are any, and metadata.csv.
 
-    Files are copied as they are; frames of clips and DICOM files become PNG files.
+    Files are copied as they are; frames of clips and DICOM files become PNG files. Groups that are proposed from the
+    names of files are written, too, for the names change.
     """
+    rows = with_groups(rows)
     names = rows.features["label"].names
     table = rows.remove_columns("image").to_pandas()
     masks = table.pop("mask") if "mask" in table else [""] * len(table)

@@ -25,16 +25,14 @@ FEWEST = 6  # groups that names must make to be believed
 def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     """A group for each path by the patterns of its name, and which patterns they were; the path itself where none fits.
 
-    Names that would put a fifth of the images into one group, or make fewer than FEWEST groups of several images, are
-    numbers and no clips: then every path is its own group and the pattern is "".
+    Names that would put a fifth of the files into one group, or make fewer than FEWEST groups of several files, are
+    numbers and no clips: then every path is its own group and the pattern is "". The frames of a clip have one path.
     """
-    groups, used = [], Counter()
-    for path in paths:
-        name = PurePosixPath(path.partition("#")[0])
-        stem = name.stem + path.partition("#")[2]
-        group = path
+    groups, used = {}, Counter()
+    for path in dict.fromkeys(paths):
+        name, group = PurePosixPath(path), path
         for pattern, expression in PATTERNS.items():
-            found = expression.search(stem) if pattern == "personNNN" else expression.match(stem)
+            found = expression.search(name.stem) if pattern == "personNNN" else expression.match(name.stem)
             if found and found.group():
                 folder = name.parent
                 if folder.parts and folder.parts[0].lower() in PART_OF:  # train/normal/clip7_frame1.png
@@ -42,12 +40,12 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
                 group = (folder / found.group()).as_posix()
                 used[pattern] += 1
                 break
-        groups.append(group)
-    sizes = Counter(groups)
+        groups[path] = group
+    sizes = Counter(groups.values())
     several = [size for size in sizes.values() if size > 1]
     if len(several) < FEWEST or max(sizes.values()) > LARGEST * len(groups):
         return list(paths), ""
-    return groups, ", ".join(pattern for pattern, _ in used.most_common())
+    return [groups[path] for path in paths], ", ".join(pattern for pattern, _ in used.most_common())
 
 
 def is_alone(path: str, group: str) -> bool:
@@ -57,10 +55,10 @@ def is_alone(path: str, group: str) -> bool:
 
 def with_groups(rows: Dataset) -> Dataset:
     """The rows of whole DATA; where it names no groups, with those of its file names, as the audit proposes them."""
-    paths = list(rows["path"])
-    if list(rows["group"]) != paths:
+    own = list(rows["group"])
+    if not all(map(is_alone, rows["path"], own)):
         return rows
-    return rows.remove_columns("group").add_column("group", groups_from_names(paths)[0], feature=Value("string"))
+    return rows.remove_columns("group").add_column("group", groups_from_names(own)[0], feature=Value("string"))
 
 
 def merge(groups: Sequence[str], pairs: np.ndarray) -> list[str]:

@@ -139,7 +139,7 @@ def read_truth(file: Path, labels: list[str]) -> dict[str, Truth]:
     if strange := sorted({told["label"] for told in rows} - {*labels, ""}):
         raise InputError(f"{file}: found the labels {', '.join(strange)}; expected {', '.join(labels)}")
     proposed = paths = [told["path"] for told in rows]
-    if not any(told["group"] or _is_clip(told["path"]) for told in rows):  # each clip is a group
+    if not any(told["group"] for told in rows):
         proposed, _ = groups_from_names(paths)
     truth = {}
     for told, name in zip(rows, proposed, strict=True):

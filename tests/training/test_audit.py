@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from space.errors import InputError
+from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.images import copy_of, speckle, write_table
 from training import audit
@@ -165,6 +166,23 @@ def test_groups_are_proposed_from_names_where_none_are_given_and_shown(home, tmp
     printed = capsys.readouterr().out
     assert "30 images in 10 groups (proposed from file names (clip_frame))" in printed
     assert re.search(r"largest groups: (normal|sick)/scan\d \(3\)", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "warning"),
+    [
+        ("patient{0}_{1}", 8, "8 groups are proposed from file names (personNNN), such as normal/patient0 (4 images)"),
+        ("{1}-of-{0}", 16, "groups are clips alone; frames of one patient may stand in several parts"),
+    ],
+)
+def test_groups_of_clips_are_proposed_from_their_names_or_said_to_be_unknown(tmp_path, name, groups, warning):
+    for number in range(16):
+        write_clip(
+            tmp_path / ("normal", "sick")[number % 4 // 2] / f"{name.format(number // 2, 'ab'[number % 2])}.gif", 2
+        )
+    report = audit.audit_data({"clips": load_data(tmp_path)}).report
+    assert report["data"]["clips"]["groups"] == groups
+    assert any(warning in line for line in report["warnings"])
 
 
 @pytest.mark.parametrize(

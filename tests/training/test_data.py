@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from space.errors import InputError
+from tests.clips import write_clip
 from tests.images import write_images, write_table
 from training import data
+from training.groups import with_groups
 from training.sources import load_data
 
 
@@ -29,6 +31,16 @@ def test_the_verb_writes_any_data_in_one_layout(tmp_path, small_phantom, capsys)
     assert written.equals(told)
     assert [Path(mask).name for mask in copies] == [Path(mask).name for mask in masks]
     assert (copies != "").sum() == len(os.listdir(small_phantom / "masks"))
+
+
+@pytest.mark.parametrize("name", ["patient{0}_{1}", "heron-{0}{1}"])
+def test_what_the_verb_writes_of_clips_has_their_groups(tmp_path, name):
+    for number in range(12):
+        write_clip(tmp_path / "mine" / "sick" / f"{name.format(number // 2, 'ab'[number % 2])}.gif", 2)
+    data.main([str(tmp_path / "mine"), "--output", str(tmp_path / "copy")])
+    told, written = (list(with_groups(load_data(tmp_path / folder))["group"]) for folder in ("mine", "copy"))
+    assert len(set(told)) == (6 if "patient" in name else 12)
+    assert written == told
 
 
 def test_the_verb_overwrites_nothing_and_leaves_nothing_half_written(tmp_path):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from training.groups import groups_from_names, merge
+from training.groups import groups_from_names, merge, with_groups
 
 CLIP = "clip_frame"
 
@@ -48,6 +49,24 @@ def test_frames_of_a_clip_are_one_group_in_whichever_part_of_a_given_split_they_
 )
 def test_numbered_files_are_no_clips(names):
     assert groups_from_names(names) == (names, "")
+
+
+def grouped(clips: list[str]) -> list[str]:
+    """The groups of two frames of each clip, where none are given."""
+    paths = [f"{clip}#{number}" for clip in clips for number in (0, 7)]
+    return list(
+        with_groups(Dataset.from_dict({"path": paths, "group": [clip for clip in clips for _ in (0, 7)]}))["group"]
+    )
+
+
+def test_clips_of_one_patient_by_their_names_are_one_group():
+    clips = [f"normal/patient{patient}_clip{clip}.gif" for patient in range(6) for clip in range(2)]
+    assert grouped(clips) == [f"normal/patient{patient}" for patient in range(6) for _ in range(4)]
+
+
+@pytest.mark.parametrize("names", [[f"scan_{number}.mp4" for number in range(40)], ["heron.avi", "finch.avi"]])
+def test_frames_of_a_clip_whose_name_tells_no_patient_are_one_group(names):
+    assert grouped(names) == [name for name in names for _ in (0, 7)]
 
 
 def test_pairs_join_groups_whatever_their_order():

@@ -401,11 +401,11 @@ def test_groups_that_no_table_names_are_proposed_and_joined_where_they_share_cop
     assert told["groups"] == len(set(evaluated["group"])) == 7
 
 
-def test_each_clip_is_a_group_of_its_own_as_in_evaluate_whatever_its_name(tmp_path):
+def test_clips_of_one_person_by_their_names_are_one_group(tmp_path):
     write_table(
         tmp_path / "labels.csv", ["path", "label"], *([f"person{n // 2}_{n % 2}.avi", "sick"] for n in range(16))
     )
-    assert reported(tmp_path / "labels.csv")["groups"] == 16
+    assert reported(tmp_path / "labels.csv")["groups"] == 8
 
 
 def test_rows_from_the_first_that_the_power_took_on_are_predicted_again(tmp_path):
