@@ -34,10 +34,8 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
         for pattern, expression in PATTERNS.items():
             found = expression.search(name.stem) if pattern == "personNNN" else expression.match(name.stem)
             if found and found.group():
-                folder = name.parent
-                if folder.parts and folder.parts[0].lower() in PART_OF:  # train/normal/clip7_frame1.png
-                    folder = folder.relative_to(folder.parts[0])
-                group = (folder / found.group()).as_posix()
+                folders = [part for part in name.parent.parts if part.lower() not in PART_OF]  # images/train/normal
+                group = PurePosixPath(*folders, found.group()).as_posix()
                 used[pattern] += 1
                 break
         groups[path] = group

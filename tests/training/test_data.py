@@ -6,7 +6,7 @@ import pytest
 from space.errors import InputError
 from tests.clips import write_clip
 from tests.images import write_images, write_table
-from training import data
+from training import audit, data
 from training.groups import with_groups
 from training.sources import load_data
 
@@ -41,6 +41,17 @@ def test_what_the_verb_writes_of_clips_has_their_groups(tmp_path, name):
     told, written = (list(with_groups(load_data(tmp_path / folder))["group"]) for folder in ("mine", "copy"))
     assert len(set(told)) == (6 if "patient" in name else 12)
     assert written == told
+
+
+def test_a_person_in_two_parts_is_found_in_a_folder_in_what_the_verb_writes_of_it_and_in_a_table(tmp_path):
+    names = [f"{part}/normal/person{n}_{k}.png" for k, part in enumerate(("train", "test")) for n in range(8)]
+    write_images(tmp_path / "xray", *names)
+    data.main([str(tmp_path / "xray"), "--output", str(tmp_path / "copy")])
+    rows = [[f"xray/{name}", "normal", name.partition("/")[0]] for name in names]
+    write_table(tmp_path / "table.csv", ["path", "label", "split"], *rows)
+    for place in ("xray", "copy", "table.csv"):
+        leaks = audit.audit_data({place: load_data(tmp_path / place)}).report["leaks"]
+        assert any(leak.startswith(f"{place}: 8 groups stand in more than one part") for leak in leaks)
 
 
 def test_the_verb_overwrites_nothing_and_leaves_nothing_half_written(tmp_path):

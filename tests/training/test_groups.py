@@ -34,8 +34,10 @@ def test_the_same_name_in_two_folders_is_two_groups():
     assert len(set(groups_from_names(names)[0])) == 8
 
 
-def test_frames_of_a_clip_are_one_group_in_whichever_part_of_a_given_split_they_stand():
-    names = [f"{part}/sick/clip{n}_{k}.png" for k, part in enumerate(("train", "test")) for n in range(6)]
+@pytest.mark.parametrize("folder", ["{}/sick", "chest_xray/{}/SICK", "/data/images/{}/sick", "sick/{}"])
+@pytest.mark.parametrize("parts", [("train", "test"), ("Training", "VAL")])
+def test_frames_of_a_clip_are_one_group_in_whichever_part_of_a_given_split_they_stand(folder, parts):
+    names = [f"{folder.format(part)}/clip{n}_{k}.png" for k, part in enumerate(parts) for n in range(6)]
     assert len(set(groups_from_names(names)[0])) == 6
 
 
