@@ -6,11 +6,12 @@ import io
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from space.errors import InputError, check_size, reason_of
 
@@ -73,6 +74,7 @@ class DicomFile:
         from pydicom.pixels import apply_modality_lut, pixel_array
 
         try:
+            self._check_frame(index)
             values = pixel_array(self._data, index=index)
             kind = self._data.PhotometricInterpretation
             if kind == "PALETTE COLOR":
@@ -85,6 +87,8 @@ class DicomFile:
             values[padding] = values[~padding].min(initial=values.max())  # a value that widens no range
             grey = self._windowed(values)
             return _to_image(np.where(padding, 0, 255 - grey if kind == "MONOCHROME1" else grey))
+        except InputError:
+            raise
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
             if "missing dependencies" in str(error):
                 name = self._data.file_meta.TransferSyntaxUID.name
@@ -97,6 +101,28 @@ class DicomFile:
         """At most `count` evenly spaced frames, first and last included, as (number in the file, 8-bit RGB image)."""
         numbers = np.unique(np.linspace(0, self.frames - 1, count).round().astype(int)).tolist()
         return [(number, self.frame(number)) for number in numbers]
+
+    def _check_frame(self, index: int) -> None:
+        """Raise InputError when a JPEG or JPEG 2000 frame, which is decoded in its own size, has not the header's.
+
+        One whose size Pillow cannot read is left to its decoder.
+        """
+        from pydicom.encaps import get_frame
+        from pydicom.pixels import as_pixel_options
+        from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+
+        data = self._data
+        if data.file_meta.get("TransferSyntaxUID") not in JPEGTransferSyntaxes + JPEG2000TransferSyntaxes:
+            return
+        options = as_pixel_options(data)
+        count, offsets = options["number_of_frames"], options.get("extended_offsets")
+        content = io.BytesIO(get_frame(data.PixelData, index, number_of_frames=count, extended_offsets=offsets))
+        with suppress(UnidentifiedImageError), Image.open(content, formats=("JPEG", "JPEG2000")) as image:
+            if image.size != (data.Columns, data.Rows):
+                raise InputError(
+                    f"the DICOM file's picture has {image.width} x {image.height} pixels, expected {data.Columns} x "
+                    f"{data.Rows} as its header says: export it again"
+                )
 
     def _coloured(self, values: np.ndarray) -> np.ndarray:
         """By the palette's own colours: the upper 8 bits of 16, unless it uses the lower ones alone."""

@@ -16,6 +16,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
@@ -256,6 +257,22 @@ def test_each_of_the_syntaxes_that_are_said_to_open_does(tmp_path, syntax, kind)
         data.PixelData = encapsulate([buffer.getvalue()])
     data.save_as(path)
     assert np.abs(grey(path) - RAMP).max() <= (4 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize(("syntax", "kind"), [(JPEGBaseline8Bit, "JPEG"), (JPEG2000Lossless, "JPEG2000")])
+def test_a_frame_larger_than_the_header_says_is_refused_before_it_is_decoded(tmp_path, syntax, kind):
+    data, frames = dcmread(write_dicom(tmp_path / "a.dcm", np.stack([RAMP, RAMP]))), []
+    for pixels in (RAMP, np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind)
+        frames.append(buffer.getvalue())
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate([frames[0], frames[1][: len(frames[1]) // 2]])  # half a picture cannot be decoded
+    data.save_as(tmp_path / "a.dcm")
+    file = DicomFile(tmp_path / "a.dcm")
+    assert file.frame(0).size == (64, 48)
+    with pytest.raises(InputError, match="has 400 x 300 pixels, expected 64 x 48 as its header says: export it again"):
+        file.frame(1)
 
 
 def test_patient_and_burned_in_text_are_told(tmp_path):
