@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -103,21 +104,24 @@ class DicomFile:
         return [(number, self.frame(number)) for number in numbers]
 
     def _check_frame(self, index: int) -> None:
-        """Raise InputError when a JPEG or JPEG 2000 frame, which is decoded in its own size, has not the header's.
+        """Raise InputError when a JPEG, JPEG 2000 or RLE frame, which is decoded in its own size, has not the header's.
 
-        One whose size Pillow cannot read is left to its decoder.
+        A JPEG whose size Pillow cannot read is left to its decoder.
         """
         from pydicom.encaps import get_frame
         from pydicom.pixels import as_pixel_options
-        from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+        from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
-        data = self._data
-        if data.file_meta.get("TransferSyntaxUID") not in JPEGTransferSyntaxes + JPEG2000TransferSyntaxes:
+        data, syntax = self._data, self._data.file_meta.get("TransferSyntaxUID")
+        if syntax not in [RLELossless, *JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes]:
             return
         options = as_pixel_options(data)
         count, offsets = options["number_of_frames"], options.get("extended_offsets")
-        content = io.BytesIO(get_frame(data.PixelData, index, number_of_frames=count, extended_offsets=offsets))
-        with suppress(UnidentifiedImageError), Image.open(content, formats=("JPEG", "JPEG2000")) as image:
+        frame = get_frame(data.PixelData, index, number_of_frames=count, extended_offsets=offsets)
+        if syntax == RLELossless:
+            _check_rle(frame, data.Columns * data.Rows)
+            return
+        with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
             if image.size != (data.Columns, data.Rows):
                 raise InputError(
                     f"the DICOM file's picture has {image.width} x {image.height} pixels, expected {data.Columns} x "
@@ -216,6 +220,29 @@ def _check_deflated(file: BinaryIO) -> None:
         raise InputError(
             f"the DICOM file unfolds to more than {most >> 20} MB, as no picture of its size does: save it uncompressed"
         )
+
+
+def _check_rle(frame: bytes, pixels: int) -> None:
+    """Raise InputError when a segment of a frame, which holds a byte of each pixel and may be padded, unfolds to twice
+    as many bytes.
+    """
+    from pydicom.pixels.decoders.rle import _rle_parse_header
+
+    for place, end in pairwise([*_rle_parse_header(frame[:64]), len(frame)]):
+        unfolded = 0
+        while place < end:  # DICOM PS3.5 G.3.1
+            head = frame[place]
+            if head < 128:
+                place, unfolded = place + head + 2, unfolded + head + 1
+            elif head > 128:
+                place, unfolded = place + 2, unfolded + 257 - head
+            else:
+                place += 1
+            if unfolded > 2 * pixels + 128:
+                raise InputError(
+                    f"the DICOM file's picture unfolds to more than the {pixels:,} pixels that its header says: "
+                    "export it again"
+                )
 
 
 def _by_range(values: np.ndarray) -> np.ndarray:

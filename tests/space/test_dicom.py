@@ -1,4 +1,5 @@
 import io
+import struct
 import sys
 import tracemalloc
 
@@ -273,6 +274,19 @@ def test_a_frame_larger_than_the_header_says_is_refused_before_it_is_decoded(tmp
     assert file.frame(0).size == (64, 48)
     with pytest.raises(InputError, match="has 400 x 300 pixels, expected 64 x 48 as its header says: export it again"):
         file.frame(1)
+
+
+def test_an_rle_frame_that_unfolds_to_more_than_the_header_says_is_refused_before_it_does(tmp_path):
+    data = dcmread(write_dicom(tmp_path / "a.dcm", RAMP))
+    data.file_meta.TransferSyntaxUID = RLELossless
+    data.PixelData = encapsulate([struct.pack("<16L", 1, 64, *[0] * 14) + bytes([129, 0]) * (1 << 19)])
+    data.save_as(tmp_path / "a.dcm")
+    file = DicomFile(tmp_path / "a.dcm")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="unfolds to more than the 3,072 pixels that its header says: export it again"):
+        file.frame()
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_patient_and_burned_in_text_are_told(tmp_path):
