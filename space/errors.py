@@ -1,6 +1,7 @@
-"""The error that is shown to people as it is, and the limit that protects from the largest of pictures."""
+"""The error that is shown to people as it is, and the limits that keep out the largest of pictures and strips."""
 
 MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
+MOST_RATIO = 50  # of the sides: many models scale the shorter one to a length, and the longer one with it
 
 
 class InputError(ValueError):
@@ -13,7 +14,12 @@ def reason_of(error: Exception) -> str:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise InputError when an image of this size is too large to be decoded."""
+    """Raise InputError when an image of this size is too large to be decoded, or too narrow to be scaled."""
     if width * height > MOST_PIXELS:
         most = MOST_PIXELS // 1_000_000
         raise InputError(f"the image has {width} x {height} pixels, expected {most} million at the most: scale it down")
+    if max(width, height) > MOST_RATIO * min(width, height):
+        raise InputError(
+            f"the image has {width} x {height} pixels, expected one side at most {MOST_RATIO} times as long as the "
+            "other: give the whole picture"
+        )

@@ -108,6 +108,13 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
     assert time.perf_counter() - started < 0.5
 
 
+def test_a_strip_which_would_become_huge_when_its_shorter_side_is_scaled_is_refused():
+    for size in ((51, 1), (1, 51)):
+        with pytest.raises(InputError, match="expected one side at most 50 times as long as the other"):
+            load_image(file_of(Image.new("L", size)))
+    assert load_image(file_of(Image.new("L", (50, 1)))).size == (50, 1)
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_image(tmp_path / "absent.png")
