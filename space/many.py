@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
@@ -27,6 +27,7 @@ MOST_FILES = 1_000
 MOST_BYTES = 2 << 30  # unpacked, of one archive
 PICTURES = 60  # that are shown
 SIDE = 480  # pixels of the longer side of one
+PARTS = 32  # of the end of a name that tell which label is its own
 DELETED = f"was deleted, as uploads are after {KEPT // 60} minutes: give it again"
 
 
@@ -179,11 +180,12 @@ def agreement(rows: Sequence[dict], labels: Sequence[str], truth: dict[str, str]
 def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str | None]:
     """The true label of each row, None where there is none.
 
-    A row has the label of the name that has the most last parts of the path in common with it, at least one, unless
+    A row has the label of the name that has the most last parts, one to PARTS, of the path in common with it, unless
     another row has more of them. Raises InputError when several have as many.
     """
     paths = [each["path"] for each in rows]
-    near, names = _by_ending(paths), _by_ending(truth)
+    near = _by_ending(paths)
+    names = _by_ending(truth, near)
     found = []
     for path in paths:
         own = [name for name in _nearest(path, names) if path in _nearest(name, near)]
@@ -197,11 +199,13 @@ def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str | None]:
     return found
 
 
-def _by_ending(paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+def _by_ending(paths: Iterable[str], wanted: Container | None = None) -> dict[tuple[str, ...], list[str]]:
+    """Paths by their endings, or by those that are wanted alone."""
     found: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
         for ending in _endings(path):
-            found.setdefault(ending, []).append(path)
+            if wanted is None or ending in wanted:
+                found.setdefault(ending, []).append(path)
     return found
 
 
@@ -210,6 +214,6 @@ def _nearest(path: str, by_ending: dict[tuple[str, ...], list[str]]) -> list[str
 
 
 def _endings(path: str) -> list[tuple[str, ...]]:
-    """The last parts of a path, from all of them to one."""
-    parts = PurePosixPath(path).parts
+    """The last parts of a path, from PARTS of them to one."""
+    parts = PurePosixPath(path).parts[-PARTS:]
     return [parts[first:] for first in range(len(parts))]

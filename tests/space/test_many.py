@@ -1,3 +1,4 @@
+import tracemalloc
 import weakref
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,6 +130,16 @@ def test_names_that_repeat_in_several_folders_are_told_apart_by_these(tmp_path):
     rows = [row(path, path.split("/")[-2], 0.9) for path in ("set/sick/1.png", "set/normal/1.png", "set/sick/2.png")]
     rows += [row("set/normal/2.png", "normal", 0.1), row("set/sick/3.png", "sick", 0.9)]
     assert many.agreement(rows, LABELS, truth).counts == {("sick", "sick"): 2, ("normal", "normal"): 2}
+
+
+def test_the_memory_for_labels_is_that_of_their_file_however_many_folders_are_in_a_name():
+    rows = [row(f"scans/{'a/' * 6000}1.png", "sick", 0.9), row("2.png", "sick", 0.9)]
+    truth = {f"{'a/' * 6000}{name}.png": "sick" for name in (1, 2)}
+    truth |= {f"{'b/' * 30}{name}.png": "sick" for name in range(3, 3000)}
+    tracemalloc.start()
+    assert many.agreement(rows, LABELS, truth).counts == {("sick", "sick"): 2}
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
 
 
 def test_of_a_folder_hidden_files_and_tables_are_left_out(tmp_path):
