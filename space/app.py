@@ -34,6 +34,7 @@ from space import server
 server.keep_uploads_private()
 
 import gradio as gr
+from gradio.components.label import LabelData
 
 from space import archives, clips, dicom, stage
 from space.errors import InputError
@@ -127,8 +128,10 @@ def _add_api(page: Page) -> None:
     hidden = {"visible": False}
     picture = gr.File(label="image", **hidden)
     shown, method = (gr.Textbox(label=name, value="", **hidden) for name in ("shown", "method"))
+    decided = gr.Label(label="label", **hidden)
+    decided.postprocess = LabelData.model_validate  # of probabilities it would take the highest for the answer
     outputs = [
-        gr.Label(label="label", **hidden),
+        decided,
         gr.Image(label="overlay", format="png", **hidden),
         gr.Textbox(label="said", **hidden),
         gr.JSON(label="answer", **hidden),

@@ -182,7 +182,7 @@ class Page:
             method: how the overlay is made: cam, grad_cam, integrated_gradients or occlusion; empty: the best one
 
         Returns:
-            label: the class with the highest probability, and the calibrated probability of each
+            label: the prediction as in answer, and the calibrated probability of each class, the highest first
             overlay: the image with what speaks for the class
             said: the answer in words
             answer: prediction (empty where it abstains), probabilities, threshold, abstained
@@ -204,6 +204,7 @@ class Page:
         label = predictor.labels.index(shown) if shown else None
         found = self.model.batches.answer(picture, method or predictor.methods[0], label)
         probabilities = dict(zip(predictor.labels, found.probabilities.tolist(), strict=True))
+        ranked = sorted(probabilities.items(), key=lambda pair: pair[1], reverse=True)
         called = predictor.labels[predictor.decide(found.probabilities[None])[0]]
         answer = {
             "prediction": "" if found.abstained else called,
@@ -212,8 +213,12 @@ class Page:
             "abstained": found.abstained,
             "distance": None if np.isnan(found.distance) else found.distance,
         }
+        decided = {
+            "label": answer["prediction"],
+            "confidences": [{"label": name, "confidence": probability} for name, probability in ranked],
+        }
         said = str(describe(predictor, found, self.texts, label))
-        return probabilities, overlay(picture, found.saliency), said, answer
+        return decided, overlay(picture, found.saliency), said, answer
 
     def predict_batch(self, files: list[tuple[str, str]]) -> tuple[pd.DataFrame, str]:
         """Classify many chest images, DICOM files, clips, or zip files of them. Not for medical use.

@@ -58,6 +58,19 @@ def test_an_image_is_answered_like_by_the_predictor(client, model):
         client.predict(handle_file(EXAMPLE), "pneumonia", api_name="/predict")
 
 
+def test_the_label_is_what_was_decided_and_empty_where_the_model_abstains(client, model, monkeypatch):
+    negative, positive = model.predictor.answer([load_image(EXAMPLE)])[0].probabilities
+    likely, unlikely = ("sick", "normal") if positive > negative else ("normal", "sick")
+    monkeypatch.setattr(model.predictor, "threshold", (1 + positive) / 2 if positive > negative else positive / 2)
+    label, _, _, answer = client.predict(handle_file(EXAMPLE), api_name="/predict")
+    assert label["label"] == answer["prediction"] == unlikely
+    assert [each["label"] for each in label["confidences"]] == [likely, unlikely]
+    monkeypatch.setitem(model.predictor.abstention.tensors, "limit", np.array([1e-6]))
+    label, _, _, answer = client.predict(handle_file(EXAMPLE), api_name="/predict")
+    assert label["label"] == answer["prediction"] == ""
+    assert answer["abstained"]
+
+
 def test_many_files_are_answered_in_order_and_a_broken_one_has_its_reason(client, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 9)
     (tmp_path / "broken.png").write_text("no image")
