@@ -72,16 +72,26 @@ def _contents(path: Path, name: str) -> Iterator[tuple[str, Path | dict | InputE
         yield name, reason
 
 
-def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputError]]) -> Iterator[Found]:
-    """What there is to say of each file, in order; clips count as one, with the mean of their frames' logits."""
+def examine(
+    batches: Batches, files: Iterable[tuple[str, Path | dict | InputError]], pictures: int = PICTURES
+) -> Iterator[Found]:
+    """What there is to say of each file, in order; clips count as one, with the mean of their frames' logits.
+
+    pictures: so many of the first files that can be read have one; then no more maps are made.
+    """
     method = batches.predictor.methods[0]
 
-    def answered(name: str, source: Path | dict) -> tuple[dict, Image.Image]:
-        images = load_frames(source)
-        answers = [batches.answer(image, method) for image in images]
-        answer = answers[0] if len(answers) == 1 else batches.predictor.pool(answers)
+    def answered(name: str, source: Path | dict) -> tuple[dict, Image.Image | None]:
+        images, wanted = load_frames(source), shown < pictures
+        answers = [batches.answer(image, method if wanted and len(images) == 1 else None) for image in images]
+        told = row(batches.predictor, name, answers[0] if len(answers) == 1 else batches.predictor.pool(answers))
+        if not wanted:
+            return told, None
         surest = batches.predictor.surest(answers)
-        return row(batches.predictor, name, answer), _thumbnail(images[surest], answers[surest])
+        image, answer = images[surest], answers[surest]
+        if len(images) > 1:  # of a clip only this frame has a map
+            answer = batches.answer(image, method)
+        return told, _thumbnail(image, answer)
 
     def look(name: str, source: Path | dict | InputError) -> tuple[dict, Image.Image | None]:
         try:
@@ -98,7 +108,7 @@ def examine(batches: Batches, files: Iterable[tuple[str, Path | dict | InputErro
         files = iter(files)
         while part := list(islice(files, BATCH)):
             for told, picture in pool.map(lambda file: look(*file), part):
-                keep = picture is not None and shown < PICTURES
+                keep = picture is not None and shown < pictures
                 shown += keep
                 yield Found(told, picture if keep else None)
 

@@ -157,12 +157,12 @@ class Page:
             pd.DataFrame(rows).drop(columns=["group", "threshold"]),
         )
 
-    def _examine(self, uploads: list[tuple[str, str]]) -> Iterator[many.Found]:
+    def _examine(self, uploads: list[tuple[str, str]], pictures: int = many.PICTURES) -> Iterator[many.Found]:
         """`many.examine` of uploads (path, name), none of which is deleted before its turn."""
         paths = [path for path, _ in uploads]
         server.renew(paths)
         renewed = time.monotonic()
-        for found in many.examine(self.model.batches, many.named_files(uploads)):
+        for found in many.examine(self.model.batches, many.named_files(uploads), pictures):
             if time.monotonic() - renewed > server.SWEPT:
                 server.renew(paths)
                 renewed = time.monotonic()
@@ -232,5 +232,5 @@ class Page:
         """
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
-        rows = [each.row for each in self._examine(files)]
+        rows = [each.row for each in self._examine(files, pictures=0)]
         return pd.DataFrame(rows), many.to_csv(rows)

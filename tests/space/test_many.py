@@ -66,8 +66,7 @@ def test_an_upload_that_was_deleted_is_to_be_given_again(model, tmp_path):
 
 def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkeypatch):
     monkeypatch.setattr(many, "MOST_FILES", 2)
-    monkeypatch.setattr(many, "PICTURES", 0)
-    found = list(many.examine(model.batches, many.named_files(scans)))
+    found = list(many.examine(model.batches, many.named_files(scans), pictures=0))
     assert len(found) == 3
     assert "left out" in found[2].row["error"]
     assert all(each.picture is None for each in found)
@@ -164,13 +163,39 @@ def test_names_that_repeat_are_told_of_in_the_summary_of_files():
 
 
 def test_the_picture_of_a_clip_is_the_frame_that_is_most_surely_what_the_clip_is_called(model, tmp_path, monkeypatch):
-    answers = iter([Answer(np.array([1 - p, p]), 0.5, np.full((2, 2), p)) for p in (0.1, 0.7, 0.99, 0.9)])
+    answers = [Answer(np.array([1 - p, p]), 0.5) for p in (0.1, 0.7, 0.99, 0.9)]
     monkeypatch.setattr(many, "load_frames", lambda source: [Image.new("RGB", (9, 9), (n, n, n)) for n in range(4)])
-    monkeypatch.setattr(model.batches, "answer", lambda image, method: next(answers))
+    monkeypatch.setattr(model.batches, "answer", lambda image, method: answers[image.getpixel((0, 0))[0]])
     monkeypatch.setattr(many, "_thumbnail", lambda image, answer: (image.getpixel((0, 0))[0], answer.probabilities[1]))
     found = next(many.examine(model.batches, [("clip.mp4", tmp_path)]))
     assert found.row["prediction"] == "sick"
     assert found.picture == (2, 0.99)
+
+
+@pytest.fixture
+def asked(model, monkeypatch):
+    """By which method each answer is asked to be explained."""
+    methods, answer = [], model.batches.answer
+    monkeypatch.setattr(model.batches, "answer", lambda *given: (methods.append(given[1]), answer(*given))[1])
+    return methods
+
+
+def test_maps_are_made_of_the_files_that_are_shown_and_of_one_frame_of_a_clip(model, scans, asked):
+    clip, image = many.examine(model.batches, many.named_files(scans[2:]))
+    assert (clip.row["path"], clip.picture.size, image.picture.size) == ("clip.mp4", (64, 48), (160, 120))
+    assert [asked.count(method) for method in (None, model.predictor.methods[0])] == [9, 2]
+    asked.clear()
+    found = list(many.examine(model.batches, many.named_files(scans[:1] * (BATCH + 3)), pictures=1))
+    assert [each.picture is not None for each in found] == [True] + [False] * (BATCH + 2)
+    assert asked[BATCH:] == [None] * 3
+
+
+def test_a_program_s_many_files_are_answered_without_a_map(model, scans, asked):
+    loading = Future()
+    loading.set_result(model)
+    rows, _ = Page(loading, Texts()).predict_batch(scans)
+    assert rows["error"].astype(bool).tolist() == [False, True, False, False]
+    assert asked == [None] * 11
 
 
 def test_the_frames_of_two_clips_at_the_most_are_in_memory_whoever_gives_them(model, tmp_path, monkeypatch):
