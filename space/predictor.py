@@ -77,7 +77,9 @@ class Predictor:
                 folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
             file = {"image_processor_filename": IMAGE_PROCESSOR_NAME}  # for timm's, it would make one of config.json
             self.processor = AutoImageProcessor.from_pretrained(folder, **file)
-            model, loaded = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+            model, loaded = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
             self.model, self.folder = model.eval(), Path(folder)
             self.abstention = Abstention.load(folder, f"{runtime}_{precision}")
             self.threshold = float(getattr(model.config, "threshold", 0.5))

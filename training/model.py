@@ -179,7 +179,7 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         for key in ("calibration", "threshold", "threshold_origin"):  # of its head, where the tool has made it
             config.__dict__.pop(key, None)
         model, loaded = AutoModelForImageClassification.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, ImportError) as error:
         where = "that folder" if Path(name).is_dir() else "the Hub (or its cache) under that name"

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     AutoModelForImageClassification,
@@ -29,6 +30,21 @@ def test_probabilities_are_those_of_pipeline(predictor, small_model, small_phant
     for file, probabilities in zip(files, ours, strict=True):
         theirs = {answer["label"]: answer["score"] for answer in classify(str(file))}
         assert np.allclose(probabilities, [theirs[label] for label in predictor.labels], atol=1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_answer_as_pipeline_does_in_float32(
+    small_model, small_phantom, tmp_path, stored
+):
+    AutoModelForImageClassification.from_pretrained(small_model).to(stored).save_pretrained(tmp_path)
+    shutil.copy(small_model / "preprocessor_config.json", tmp_path)
+    file = min((small_phantom / "images").iterdir())
+    (answer,) = (half := Predictor(tmp_path)).stream([file])
+    theirs = {
+        told["label"]: told["score"]
+        for told in pipeline("image-classification", str(tmp_path), dtype="float32")(str(file))
+    }
+    assert np.allclose(answer.probabilities, [theirs[label] for label in half.labels], atol=1e-4)
 
 
 def test_a_broken_file_in_between_moves_no_answer(predictor, small_phantom):

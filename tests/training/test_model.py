@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForImageClassification,
     BeitConfig,
     BertConfig,
     BertModel,
@@ -100,6 +101,15 @@ def test_every_family_takes_the_size_of_the_recipe_and_serves_as_a_pipeline(tmp_
         logits = model.eval()(pixel_values=processor(image, return_tensors="pt")["pixel_values"]).logits
     expected = dict(zip(["normal", "sick"], logits.softmax(-1)[0].tolist(), strict=True))
     assert {answer["label"]: answer["score"] for answer in classify(image)} == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_base_that_is_stored_in_half_precision_is_trained_in_float32(tmp_path, family, head):
+    folder = save_base(tmp_path, FAMILIES[family])
+    AutoModelForImageClassification.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    model, _ = base(str(folder), image_size=64, head=head)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def test_a_model_with_a_perceptron_is_a_base_for_another_but_no_linear_one(tmp_path):
