@@ -33,11 +33,13 @@ def learned_by(base: str) -> pd.DataFrame:
     return table[table["split"].isin(LEARNED)].assign(split=ALSO)
 
 
-def has_seen_nobody(base: str, learned: pd.DataFrame) -> bool:
-    """Whether no person is among what a base, as in model_name_or_path, has `learned` from: as its eval/training.json
-    says or, where that cannot be had, because it has learned from nothing that is known."""
-    file = None if base.startswith("scratch:") else _fetch(base, "eval/training.json")
-    return read_again(Path(file)).get("synthetic") is True if file else learned.empty
+def has_seen_nobody(base: str) -> bool:
+    """Whether a base, as in model_name_or_path, is known to have seen no person: a random start, or a model folder,
+    here or on the Hub, whose eval/training.json says so."""
+    if base.startswith("scratch:"):
+        return True
+    file = _fetch(base, "eval/training.json")
+    return file is not None and read_again(Path(file)).get("synthetic") is True
 
 
 def _fetch(base: str, name: str) -> str | None:

@@ -117,7 +117,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, _balancing(data, data_args))
-    history |= _learned_from(data, has_seen_nobody(base.model_name_or_path, learned), recipe)
+    history |= _learned_from(data, has_seen_nobody(base.model_name_or_path), recipe)
     if training_args.process_index == 0:
         with writing(final):
             _save(work / "model", trainer, data, learned, recipe, history)

@@ -32,6 +32,28 @@ def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
     assert data["co2_eq_emissions"]["emissions"] > 0
 
 
+@pytest.mark.parametrize(
+    ("base", "synthetic", "named"),
+    [
+        ("scratch:resnet-18", True, ("apache-2.0", None)),
+        ("scratch:resnet-18", False, ("other", "that-of-the-training-data")),
+        ("clinic/synthetic", True, ("apache-2.0", None)),
+        ("nvidia/mit-b0", False, ("other", "that-of-the-base-and-the-training-data")),
+    ],
+)
+def test_the_licence_is_free_where_nobody_s_work_was_learned_from_and_otherwise_names_whose_terms_hold(
+    small_model, tmp_path, base, synthetic, named
+):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    told = json.loads((model / "eval" / "training.json").read_text())
+    (model / "eval" / "training.json").write_text(json.dumps(told | {"synthetic": synthetic}))
+    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+    (model / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model_name_or_path": base}))
+    write_card(model)
+    card = metadata_load(model / "README.md")
+    assert (card["license"], card.get("license_name")) == named
+
+
 @pytest.mark.parametrize(("name", "text"), [("recipe.yaml", "a: ["), ("recipe.yaml", ""), ("eval/training.json", "{")])
 def test_a_file_that_cannot_be_read_is_named_and_the_card_stays(small_model, tmp_path, name, text):
     folder = shutil.copytree(small_model, tmp_path / "model")

@@ -20,7 +20,7 @@ from tests.conftest import RECIPES, ROOT, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
-from training.learned import has_seen_nobody, learned_by
+from training.learned import has_seen_nobody
 from training.phantom import write_phantom
 from training.processes import require_processes
 from training.unfinished import difference
@@ -187,8 +187,7 @@ def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, 
     for synthetic in (True, False):
         told.write_text(json.dumps({"synthetic": synthetic}))
         recipe = {"model_name_or_path": str(tmp_path), "data": "phantom", "also": None}
-        seen_nobody = has_seen_nobody(str(tmp_path), learned_by(str(tmp_path)))
-        assert train._learned_from(data, seen_nobody, recipe)["synthetic"] == synthetic
+        assert train._learned_from(data, has_seen_nobody(str(tmp_path)), recipe)["synthetic"] == synthetic
 
 
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_home, tmp_path):
@@ -203,6 +202,8 @@ def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base
     card = (tmp_path / "m" / "README.md").read_text()
     assert "split is by image" in card
     assert "- Threshold 0.500 fixed in the recipe, " in card
+    assert "license: other\nlicense_name: that-of-the-base-and-the-training-data\n" in card  # though the data are free
+    assert "has seen no person" not in card
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     assert history["epochs"][0]["learning_rate"] == 1e-4
 
