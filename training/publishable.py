@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets.arrow_writer import ParquetWriter
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as Picture
 from PIL import PngImagePlugin
@@ -38,6 +39,7 @@ from training.split import PARTS, read_split
 KEPT = ("license", "attribution", "synthetic")
 ORDER = (*PARTS, *ASIDE)
 IMAGES_A_FILE = 500
+IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array holds, are 26 of the largest there are
 PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds as it is
 SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones
     r"cc0(-1\.0)?|cc-by(-nc)?(-sa)?(-\d\.\d)?|public-domain|pddl|odbl|odc-by|apache-2\.0|mit|cdla-permissive-[12]\.0"
@@ -85,7 +87,8 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
 
 
 def write_publishable(parts: Mapping[str, Dataset], folder: Path) -> dict[str, Path]:
-    """Write data/PART-NNNNN-of-NNNNN.parquet below a folder; the files by their names in a repository."""
+    """Write data/PART-NNNNN-of-NNNNN.parquet below a folder, IMAGES_A_GROUP rows in each row group; the files by their
+    names in a repository."""
     features = Features(
         {"image": Image()} | {n: f for n, f in next(iter(parts.values())).features.items() if n != "image"}
     )
@@ -96,12 +99,16 @@ def write_publishable(parts: Mapping[str, Dataset], folder: Path) -> dict[str, P
         for part, rows in parts.items():
             rows, count = rows.cast_column("image", Image(decode=False)), -(-len(rows) // IMAGES_A_FILE)
             for number in range(count):
-                start = number * IMAGES_A_FILE
-                some = rows.select(range(start, min(start + IMAGES_A_FILE, len(rows))))
                 name = f"data/{part}-{number:05d}-of-{count:05d}.parquet"
-                Dataset.from_list(list(pool.map(_clean, some)), features).to_parquet(folder / name)
                 files[name] = folder / name
-                progress.update(len(some))
+                some = range(len(rows))[number * IMAGES_A_FILE :][:IMAGES_A_FILE]
+                with ParquetWriter(features=features, path=str(files[name]), writer_batch_size=IMAGES_A_GROUP) as file:
+                    for start in some[::IMAGES_A_GROUP]:
+                        group = rows.select(range(start, min(start + IMAGES_A_GROUP, some.stop)))
+                        for row in pool.map(_clean, group):
+                            file.write(row)
+                            progress.update()
+                    file.finalize()
     return files
 
 

@@ -22,7 +22,7 @@ import space
 from space.errors import InputError
 from training import hub, repositories
 from training.cli import Parser, run
-from training.outputs import read_again
+from training.outputs import read_again, writing
 from training.repositories import Plan, Upload
 
 NEEDED = (
@@ -77,7 +77,7 @@ def data_upload(model: Path, data: str, repo: str, work: Path, rights: bool) -> 
     from training.publishable import read_publishable, write_data_card, write_publishable  # slow to import
 
     parts = read_publishable(data, model, rights)
-    with hub.plainly(f"dataset {repo}"):  # a full disk, for one
+    with writing(work):
         files = write_publishable(parts, work)
         write_data_card(parts, repo, model, work / "README.md")
     return Upload("dataset", repo, files | {"README.md": work / "README.md"})

@@ -20,6 +20,7 @@ from tests.hub import LICENCES
 from tests.images import speckle, white_is_nought, write_table
 from training.fingerprint import take_fingerprints
 from training.publishable import licence, read_publishable, write_data_card, write_publishable
+from training.push import data_upload
 from training.sources import load_data
 
 
@@ -214,6 +215,29 @@ def test_a_tiff_in_which_white_is_nought_is_written_as_it_is_seen(tmp_path):
     written = pq.read_table(file).to_pylist()[0]["image"]["bytes"]
     assert Image.open(io.BytesIO(written)).mode == "I;16"
     assert np.abs(np.asarray(load_image(written)) - (255.0 - np.asarray(load_image(content)))).max() <= 1
+
+
+def test_many_images_are_written_a_few_at_a_time_and_load_dataset_reads_them(tmp_path):
+    images = [Image.fromarray(speckle(number, 20, 20)) for number in range(60)]
+    rows = {"image": images, "label": [0, 1] * 30}
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=["normal", "sick"])})
+    files = write_publishable({"train": Dataset.from_dict(rows, features)}, tmp_path)
+    told = pq.ParquetFile(files["data/train-00000-of-00001.parquet"]).metadata
+    assert [told.row_group(number).num_rows for number in range(told.num_row_groups)] == [25, 25, 10]
+    back = datasets.load_dataset(
+        "parquet", data_files=str(*files.values()), split="train", cache_dir=tmp_path / "cache"
+    )
+    assert back.features == features
+    assert back["label"] == rows["label"]
+    assert [image.tobytes() for image in back["image"]] == [image.tobytes() for image in images]
+
+
+def test_what_fails_on_this_machine_is_not_said_of_the_hub(secret, tmp_path):
+    data, model = secret
+    (work := tmp_path / "work").mkdir()
+    (work / "data").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write .*work: .*File exists"):
+        data_upload(model, str(data), "clinic/x", work, rights=False)
 
 
 def take(image):
