@@ -160,9 +160,13 @@ def _run(recipe: dict, fitted: dict[str, Dataset], args: TrainingArguments) -> d
     run = {key: value for key, value in recipe.items() if key not in PICKED} | {
         "images": _digest(pixels for rows in parts for pixels in rows["pixels"]),
         "labels": _digest(names[label] for rows in parts for label in rows["label"]),
+        "classes": names,
         "processes": args.world_size,
         "mode": args.precision,
     }
+    if recipe.get("balance") == "sites":  # numbered, for their names may be others on another machine
+        sites, groups = (pd.factorize(np.asarray(fitted["train"][name]))[0] for name in ("site", "merged"))
+        run["sites_and_groups"] = _digest(f"{site} {group}" for site, group in zip(sites, groups, strict=True))
     if RowGroups.of_rows(fitted["train"], 1, 1):  # whose order depends on who decodes them
         run["dataloader_num_workers"] = max(1, args.dataloader_num_workers)
     return run

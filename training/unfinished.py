@@ -19,8 +19,8 @@ def open_unfinished(work: Path, run: dict, overwrite: bool) -> None:
     """Make the folder, or keep what an interrupted run left in it.
 
     run is all that must be the same for the rest of a run to be what it would have been: the recipe, the images, their
-    labels and the number of processes. Raises InputError, with the first difference, when the folder is of another run,
-    or when nothing tells of which its checkpoints are, unless that may be overwritten.
+    labels, the order of the classes and the number of processes. Raises InputError, with the first difference, when the
+    folder is of another run, or when nothing tells of which its checkpoints are, unless that may be overwritten.
     """
     run = yaml.safe_load(yaml.safe_dump(run))
     if work.is_dir():

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from datasets import ClassLabel
 from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForImageClassification, TrainerState
 
@@ -155,6 +156,35 @@ def test_a_run_is_another_once_an_image_has_another_label(parts, tmp_path):
         mended = mended.cast_column("label", parts[part].features["label"])
         after = train._run({}, {**parts, part: mended}, args)
         assert {key for key in before if before[key] != after[key]} == {"labels"}
+
+
+def test_a_run_is_another_with_the_classes_in_another_order(parts, tmp_path):
+    def turned(rows):
+        label = ClassLabel(names=rows.features["label"].names[::-1])
+        turned = [1 - index for index in rows["label"]]
+        return rows.remove_columns("label").add_column("label", turned, feature=label)
+
+    args = TrainingArguments(output_dir=str(tmp_path))
+    others = {part: turned(parts[part]) for part in ("train", "validation")}
+    before, after = (train._run({}, rows, args) for rows in (parts, others))
+    assert difference(before, after) == "classes: ['normal', 'sick'] where this one has ['sick', 'normal']"
+
+
+@pytest.mark.parametrize("column", ["site", "merged"])
+def test_a_run_that_draws_by_site_is_another_once_an_image_is_of_another_site_or_group(parts, tmp_path, column):
+    def run(rows, balance="sites"):
+        return train._run({"balance": balance}, dict(parts) | {"train": rows}, args)
+
+    def with_column(values):
+        return rows.remove_columns(column).add_column(column, values)
+
+    args, rows = TrainingArguments(output_dir=str(tmp_path)), parts["train"]
+    other = next((value for value in rows[column] if value != rows[column][0]), "another")
+    mended = with_column([other, *rows[column][1:]])
+    renamed = with_column([f"moved {value}" for value in rows[column]])
+    assert {key for key, value in run(rows).items() if run(mended)[key] != value} == {"sites_and_groups"}
+    assert run(rows) == run(renamed)
+    assert run(rows, "none") == run(mended, "none")
 
 
 def test_a_run_is_the_same_on_other_cores_and_another_gpu_but_not_in_another_precision(parts, tmp_path):
