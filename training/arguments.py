@@ -213,6 +213,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         gpus, self._n_gpu = self.n_gpu, min(self.n_gpu, 1)  # or nn.DataParallel would multiply batch and loss
         self.precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
+        self.mixed_precision = self.precision if self.bf16 or self.fp16 else "no"  # whatever accelerate was told
         by = reason if picked else "as asked for"
         self.mode = f"{self.precision} ({by}), channels_last, {self.dataloader_num_workers} workers"
         if gpus > 1:

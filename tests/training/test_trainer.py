@@ -208,3 +208,14 @@ def test_the_kept_weights_are_the_best_and_not_the_last(parts, small_base, tmp_p
     assert losses[0] == max(losses) > losses[-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-5)
     assert torch.equal(weights["classifier.1.weight"], trainer.model.classifier[1].weight)
+
+
+def test_a_fit_has_the_precision_of_the_recipe_whatever_accelerate_was_told(parts, small_base, tmp_path, monkeypatch):
+    """As by `accelerate launch --mixed_precision bf16`, or by a configuration of one's own."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    few = {part: parts[part].select(range(8)) for part in ("train", "validation")}
+    trainer, model = make(few, small_base, tmp_path, bf16=False)
+    kinds = set()
+    model.classifier.register_forward_hook(lambda _head, _given, logits: kinds.add(logits.dtype))
+    trainer.train()
+    assert (trainer.args.precision, kinds) == ("float32", {torch.float32})
