@@ -178,6 +178,7 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(name, **head)
         for key in ("calibration", "threshold", "threshold_origin"):  # of its head, where the tool has made it
             config.__dict__.pop(key, None)
+        config.problem_type = "single_label_classification"  # whatever the base told
         model, loaded = AutoModelForImageClassification.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )

@@ -252,3 +252,12 @@ def test_what_a_base_decided_by_is_not_what_the_new_head_decides_by(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, _ = load_base(ModelArguments(str(tmp_path), image_size=32), ["normal", "pneumonia", "effusion"])
     assert not told.keys() & model.config.to_dict().keys()
+
+
+def test_a_base_that_told_several_findings_of_one_image_chooses_one_class_now(tmp_path):
+    folder = save_base(tmp_path / "base", GROUP_NORM)
+    config = json.loads((folder / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for part in base(str(folder), image_size=32):
+        part.save_pretrained(tmp_path / "model")
+    assert Predictor(tmp_path / "model").labels == ["normal", "sick"]
