@@ -179,6 +179,7 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         for key in ("calibration", "threshold", "threshold_origin"):  # of its head, where the tool has made it
             config.__dict__.pop(key, None)
         config.problem_type = "single_label_classification"  # whatever the base told
+        config.output_hidden_states = config.output_attentions = False
         model, loaded = AutoModelForImageClassification.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )

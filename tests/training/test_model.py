@@ -261,3 +261,12 @@ def test_a_base_that_told_several_findings_of_one_image_chooses_one_class_now(tm
     for part in base(str(folder), image_size=32):
         part.save_pretrained(tmp_path / "model")
     assert Predictor(tmp_path / "model").labels == ["normal", "sick"]
+
+
+@pytest.mark.parametrize("told", ["output_hidden_states", "output_attentions"])
+def test_a_base_that_was_asked_for_all_it_computes_gives_logits_alone(tmp_path, told):
+    folder = save_base(tmp_path, FAMILIES["vit"])
+    config = json.loads((folder / "config.json").read_text()) | {told: True}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = base(str(folder), image_size=64)
+    assert list(model(pixel_values=torch.zeros(1, 3, 64, 64))) == ["logits"]
