@@ -20,6 +20,7 @@ from space.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 512 << 20  # of one file inside
+MOST_HEADER = 64 << 10  # bytes that tell of one file in a tar, with its name: as many as a zip's name may have
 MOST_TOTAL = 1 << 40  # of all files inside, where the caller allows no less
 MOST_RATIO = 200  # unpacked to packed: pictures hardly reach 50, nothing but zeros 1,000
 SMALL = 16 << 20  # bytes up to which a ratio says nothing: a black frame is a few bytes
@@ -87,6 +88,8 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
     with tarfile.open(fileobj=_Forward(gzip.GzipFile(fileobj=file) if packed else file), mode="r:") as archive:
         while member := archive.next():
             archive.members.clear()  # it would keep them all
+            archive.pax_headers.clear()  # of which there may be one before each member
+            archive.fileobj.left = MOST_HEADER
             name = _shown(member.name)
             _spend(total, member.offset_data + member.size)  # what is not read has to be unpacked as well
             if member.isdir() or _left_out(name):
@@ -96,7 +99,9 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
             elif _is_nested(name):
                 yield name, InputError(_NESTED)
             else:
+                archive.fileobj.left = MOST_BYTES
                 content = _content(archive.extractfile(member), name, member.size)
+                archive.fileobj.left = MOST_HEADER
                 if content is not None:
                     yield name, content
         if archive.fileobj.last.strip(b"\0"):  # a header that is none is an end to tarfile
@@ -104,13 +109,15 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
 
 
 class _Forward:
-    """A file as tarfile reads it, which takes the length of a member's name from the archive and would believe any."""
+    """A file as tarfile reads it, which takes the lengths of headers from the archive and would believe any; `left` are
+    the bytes that it may still read, without those it passes over."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.seek, self.last = file, file.tell, file.seek, b""
+        self.file, self.tell, self.seek, self.last, self.left = file, file.tell, file.seek, b"", MOST_HEADER
 
     def read(self, size: int) -> bytes:
-        if size > MOST_BYTES + tarfile.RECORDSIZE:
+        self.left -= size
+        if self.left < 0:
             raise tarfile.ReadError("a header of unlikely size")
         self.last = self.file.read(size)
         return self.last

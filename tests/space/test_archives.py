@@ -1,6 +1,8 @@
+import gzip
 import io
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -121,6 +123,45 @@ def test_a_tar_that_lies_about_the_length_of_a_name_is_not_believed(tmp_path):
     (tmp_path / "a.tar").write_bytes(header.tobuf() + bytes(2048))
     with pytest.raises(InputError, match="unlikely size"):
         list(read_archive(tmp_path / "a.tar"))
+
+
+def write_headers(path, kind, size, count, member):
+    """Write a tar.gz in which headers of a kind, of so many bytes, come after one another, or each before a member."""
+    plain = tarfile.TarInfo("notes.txt").tobuf() if member else b""
+    with gzip.open(path, "wb") as file:
+        for number in range(count):
+            header = tarfile.TarInfo("header")
+            header.type, header.size = kind, size
+            file.write(header.tobuf() + f"{size} a{number}=".encode().ljust(size - 1, b"x") + b"\n" + plain)
+        file.write(tarfile.TarInfo("1.png").tobuf() + bytes(1024))
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize(("size", "count"), [(8 << 20, 1), (32 << 10, 200)], ids=["one", "many"])
+def test_a_tar_with_more_than_a_long_name_before_a_member_is_refused_before_it_unfolds(tmp_path, kind, size, count):
+    path = write_headers(tmp_path / "a.tar.gz", kind, size, count, member=False)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="unlikely size"):
+        list(read_archive(path))
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+
+
+def test_what_a_tar_says_of_all_that_follows_is_not_kept(tmp_path):
+    path = write_headers(tmp_path / "a.tar.gz", tarfile.XGLTYPE, 32 << 10, 200, member=True)
+    tracemalloc.start()
+    assert list(read_archive(path)) == [("1.png", b"")]
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_in_a_tar_is_read(tmp_path, format):
+    name = "folder/" * 1000 + "1.png"
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    assert list(read_archive(tmp_path / "a.tar")) == [(name, b"")]
 
 
 def test_a_member_without_a_name_is_passed_over(tmp_path):
