@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -52,7 +54,7 @@ def load_base(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel,
 
     The processor scales the whole image to image_size x image_size: aspect ratios are not kept, but nothing at the
     border, where effusions and consolidations lie, is cut off, as a centre crop would do. Mean, deviation and
-    resampling are the base's. Raises InputError when the base cannot be had.
+    resampling are the base's. Raises InputError when the base cannot be had, or no such processor gives it its pixels.
     """
     name, size = args.model_name_or_path, args.image_size
     head = {
@@ -203,16 +205,34 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
 
 
 def _processor_settings(name: str, config: PreTrainedConfig) -> dict:
-    """Mean, deviation and resampling that the base was trained with."""
+    """Mean, deviation and resampling that the base was trained with; the first two by what its image processor does to
+    black and white, where it does not do what they say. Raises InputError where it does what no mean and deviation can.
+    """
     timm = getattr(config, "pretrained_cfg", None)
     if timm:
         return {"image_mean": timm["mean"], "image_std": timm["std"]}
     try:
-        settings = AutoImageProcessor.from_pretrained(name).to_dict()
+        theirs = AutoImageProcessor.from_pretrained(name)
+        black, white, other = (_seen_as(theirs, shade) for shade in ((0, 0, 0), (255, 255, 255), (51, 102, 204)))
     except (OSError, ValueError) as error:
         raise InputError(
             f"base {name}: it has no image processor (preprocessor_config.json), so its mean and deviation are unknown "
             f"({str(error).strip().splitlines()[0]})"
         ) from None
-    wanted = ("image_mean", "image_std", "resample")
-    return {setting: settings[setting] for setting in wanted if settings.get(setting) is not None}
+    found = {"image_mean": (0 - black) / (white - black), "image_std": 1 / (white - black)}
+    back = other * found["image_std"] + found["image_mean"]
+    if len(back) != 3 or not torch.allclose(back, torch.tensor([0.2, 0.4, 0.8]), atol=1e-4):
+        raise InputError(
+            f"base {name}: its {type(theirs).__name__} does more to a colour than subtract a mean and divide by a "
+            "deviation; take another base"
+        )
+    settings = theirs.to_dict()
+    told = {key: settings[key] for key in ("image_mean", "image_std", "resample") if settings.get(key) is not None}
+    untrue = (key for key in found if key not in told or not np.allclose(told[key], found[key], atol=1e-5))
+    return told | {key: found[key].tolist() for key in untrue}
+
+
+def _seen_as(processor, colour: tuple[int, int, int]) -> torch.Tensor:
+    """What an image processor makes of a colour (red, green, blue; 0 to 255), wherever it pads: (channels,)."""
+    pixels = processor(Image.new("RGB", (64, 64), colour), return_tensors="pt")["pixel_values"][0]
+    return pixels.flatten(1).median(dim=1).values

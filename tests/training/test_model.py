@@ -13,10 +13,14 @@ from transformers import (
     ConvNextConfig,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
+    EfficientNetImageProcessorPil,
     MobileNetV2Config,
+    MobileViTImageProcessorPil,
     ResNetConfig,
+    Siglip2ImageProcessorPil,
     SwinConfig,
     ViTConfig,
+    ViTImageProcessorPil,
     pipeline,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -270,3 +274,30 @@ def test_a_base_that_was_asked_for_all_it_computes_gives_logits_alone(tmp_path, 
     (folder / "config.json").write_text(json.dumps(config))
     model, _ = base(str(folder), image_size=64)
     assert list(model(pixel_values=torch.zeros(1, 3, 64, 64))) == ["logits"]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        ViTImageProcessorPil(do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        ViTImageProcessorPil(do_rescale=False, image_mean=[123.0, 116.0, 103.0], image_std=[58.0] * 3),
+        EfficientNetImageProcessorPil(),
+        EfficientNetImageProcessorPil(rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False),
+    ],
+    ids=["no normalization", "no rescaling", "deviation twice", "offset"],
+)
+def test_a_base_is_given_the_pixels_that_it_was_trained_on(tmp_path, theirs):
+    theirs.size = {"height": 64, "width": 64}
+    theirs.save_pretrained(save_base(tmp_path, GROUP_NORM))
+    _, ours = base(str(tmp_path), image_size=64)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    given, wanted = (each(image, return_tensors="pt")["pixel_values"] for each in (ours, theirs))
+    assert torch.allclose(given, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("theirs", [MobileViTImageProcessorPil, Siglip2ImageProcessorPil])
+def test_a_base_that_was_trained_on_swapped_colours_or_on_patches_is_refused(tmp_path, theirs):
+    theirs().save_pretrained(save_base(tmp_path, GROUP_NORM))
+    with pytest.raises(InputError, match=r"its \w+ImageProcessor\w* does more to a colour than subtract") as refusal:
+        base(str(tmp_path), image_size=64)
+    assert "\n" not in str(refusal.value)
