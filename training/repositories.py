@@ -25,13 +25,25 @@ from training.hub import FILES, plainly
 
 Kind = Literal["model", "dataset", "space"]
 
-# What push writes into a repository of each kind, and so may take out of it again.
+# What of a local folder belongs into a repository of each kind.
 OURS: dict[Kind, tuple[str, ...]] = {
     "model": tuple(FILES),
     "dataset": ("README.md", "data/*-?????-of-?????.parquet"),
     "space": ("*.py", "README.md", "requirements.txt", "page.css", "examples/*", "languages/*.toml"),
 }
-CHECKPOINTS = ("last-checkpoint/*", "best-checkpoint/*")  # of a run that is under way; a whole model needs none
+# What push may take out of one again, for this project alone writes files of these names there.
+REMOVABLE: dict[Kind, tuple[str, ...]] = {
+    "model": (
+        *("config.json", "preprocessor_config.json", "trainer_state.json", "model.safetensors", "mlp_head.py"),
+        *("abstention*.safetensors", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"),
+        *("model.onnx", "model_int8.onnx", "openvino_model.xml", "openvino_model.bin"),
+        *("openvino_model_int8.xml", "openvino_model_int8.bin"),
+        *("last-checkpoint/*", "best-checkpoint/*"),  # of a run that is under way; a whole model needs none
+    ),
+    "dataset": OURS["dataset"],
+    "space": (),  # all of the page's own files are always sent
+}
+PAGE = {"predictor.py", "saliency.py", "abstention.py", "mlp_head.py"}  # no other Space has all of these
 TAG = "chest-opacity"  # in the card of each data set, whose files are named as those of anybody else
 NEUTRAL = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # may stand in a repository made by hand
 
@@ -114,14 +126,13 @@ def survey(upload: Upload, revision: str | None = None, private: bool = False) -
     if strange and not _is_ours(upload.kind, there, head.card_data):
         raise InputError(f"{upload}: it exists and holds something else, {strange[0]} for one; choose another name")
     names = _card_last(upload.files)
-    ours = OURS[upload.kind] + (CHECKPOINTS if upload.kind == "model" else ())
     return Plan(
         upload,
         head.sha,
         branch,
         added=[name for name in names if name not in there],
         changed=[name for name in names if name in there and not _is(upload.files[name], there[name])],
-        deleted=[name for name in there if name not in upload.files and matches(name, ours)],
+        deleted=[name for name in there if name not in upload.files and matches(name, REMOVABLE[upload.kind])],
     )
 
 
@@ -129,7 +140,7 @@ def _is_ours(kind: Kind, names: Collection[str], card: CardData | None) -> bool:
     """Whether a repository with these files and this card's data was written by push."""
     if kind == "dataset":
         return bool(card) and TAG in (card.get("tags") or [])
-    return {"model": "recipe.yaml", "space": "predictor.py"}[kind] in names
+    return {"model": {"recipe.yaml"}, "space": PAGE}[kind] <= set(names)
 
 
 def fresh(upload: Upload, revision: str | None = None) -> Plan:

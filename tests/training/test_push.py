@@ -223,6 +223,36 @@ def test_a_data_set_of_others_is_left_alone_though_its_files_are_named_alike(
     assert hub.repository("dataset", "clinic/theirs").read("README.md").decode().endswith("Theirs.\n")
 
 
+def test_a_space_of_others_is_left_alone_though_it_predicts_too(hub, client, model, tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "examples").mkdir(parents=True)
+    for name in ("app.py", "predictor.py", "utils.py", "examples/cat.jpg", "requirements.txt"):
+        (theirs / name).write_text("theirs")
+    repository = hub.add("space", "clinic/theirs", theirs, sdk="gradio")
+    told = client.run("push", model, "--repo", "clinic/mine", "--space", "clinic/theirs")
+    assert told.code == 1
+    assert "space clinic/theirs: it exists and holds something else, app.py for one" in told.line
+    assert held(repository) == local_files(theirs)
+
+
+def test_files_that_others_put_beside_those_of_push_stay(hub, client, model):
+    words = ["push", model, "--repo", "clinic/shared", "--space", "clinic/shared"]
+    assert client.run(*words).code == 0
+    theirs = {"model": ["handler.py", "labels.json", "lora.safetensors"], "space": ["languages/fr.toml", "more.py"]}
+    for kind, names in theirs.items():
+        repository = hub.repository(kind, "clinic/shared")
+        repository.commit("main", "theirs", {name: repository.keep(b"theirs") for name in names}, [], "clinic")
+    assert "nothing has changed since" in client.run(*words).out
+    shutil.copy(model / "abstention.safetensors", model / "abstention_onnx_int8.safetensors")
+    assert client.run(*words).code == 0
+    (model / "abstention_onnx_int8.safetensors").unlink()
+    assert client.run(*words).code == 0
+    for kind, names in theirs.items():
+        files = held(hub.repository(kind, "clinic/shared"))
+        assert {name: files[name] for name in names} == dict.fromkeys(names, b"theirs")
+        assert "abstention_onnx_int8.safetensors" not in files
+
+
 @pytest.mark.parametrize(("faults", "words", "token", "message"), FAULTS)
 def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, model, faults, words, token, message):
     if words == ["clinic/taken"]:
