@@ -81,9 +81,18 @@ def last_stage(model: nn.Module) -> nn.Module | None:
 
 def methods_for(model: nn.Module) -> list[str]:
     """The methods of METHODS that this network allows, the best one first."""
-    fitting = ["cam"] if linear_head(model) is not None else []
-    fitting += ["grad_cam"] if last_stage(model) is not None else []
+    fitting, stage = ["cam"] if linear_head(model) is not None else [], last_stage(model)
+    fitting += ["grad_cam"] if stage is not None and (fitting or _gives_a_map(model, stage)) else []
     return [*fitting, "integrated_gradients", "occlusion"]
+
+
+def _gives_a_map(model: nn.Module, stage: nn.Module) -> bool:
+    """Whether a stage gives (images, channels, rows, columns) alone, which FocalNet's does not: by a blank image."""
+    given, size = [], getattr(model.base_model.config, "image_size", 224)
+    hook = stage.register_forward_hook(lambda _stage, _seen, output: given.append(output))
+    with hook, torch.no_grad():
+        model(pixel_values=torch.zeros(1, 3, *np.broadcast_to(size, 2).tolist(), device=model.device))
+    return getattr(given[0], "ndim", 0) == 4
 
 
 def look(

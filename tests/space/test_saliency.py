@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForImageClassification,
     BitConfig,
     ConvNextConfig,
+    FocalNetConfig,
     ResNetConfig,
     SwinConfig,
     ViTConfig,
@@ -59,6 +60,8 @@ OTHERS = {
     "vit": ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64,
                      patch_size=16, num_labels=2),
     "swin": SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[2, 2], num_labels=2),
+    "focalnet": FocalNetConfig(image_size=64, embed_dim=8, depths=[1, 1], hidden_sizes=[8, 16], focal_levels=[1, 1],
+                               focal_windows=[3, 3], num_labels=2),
 }  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_every_network_has_the_methods_that_it_allows():
     fitting = {name: methods_for(random_model(config)) for name, config in (CONFIGS | OTHERS).items()}
     assert fitting["resnet"] == fitting["bit"] == list(METHODS)
     assert fitting["convnext"] == ["grad_cam", "integrated_gradients", "occlusion"]
-    assert fitting["vit"] == fitting["swin"] == ["integrated_gradients", "occlusion"]
+    assert fitting["vit"] == fitting["swin"] == fitting["focalnet"] == ["integrated_gradients", "occlusion"]
     assert look(random_model(OTHERS["convnext"]), torch.zeros(1, 3, 32, 32))[2] is None
 
 
