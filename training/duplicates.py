@@ -8,7 +8,7 @@ compared: the correlation of what is finer than the hash sees, speckle and edges
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -40,14 +40,9 @@ def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
     """
     pixels = prints.facts["pixels"].where(_structured(prints.thumbnails), "")
     exact = [(first, other) for first, *others in same_pixels(pixels) for other in others]
-    later = {other for _, other in exact}
-    near, likeness = near_copies(prints.thumbnails, turned)
+    near, likeness = near_copies(prints.thumbnails, turned, [other for _, other in exact])
     rows = [(one, other, "exact", 1.0) for one, other in exact]
-    rows += [
-        (one, other, "near", float(alike))
-        for (one, other), alike in zip(near.tolist(), likeness, strict=True)
-        if one not in later and other not in later
-    ]
+    rows += [(one, other, "near", float(alike)) for (one, other), alike in zip(near.tolist(), likeness, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["one", "other", "kind", "likeness"])
 
 
@@ -60,16 +55,20 @@ def same_pixels(hashes: Iterable[str]) -> list[list[int]]:
     return [indices for indices in found.values() if len(indices) > 1]
 
 
-def near_copies(thumbnails: np.ndarray, turned: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def near_copies(
+    thumbnails: np.ndarray, turned: bool = False, passed_over: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Find copies among thumbnails (n, SIDE, SIDE), grey 0-255.
 
-    turned: find mirrored and rotated copies, too. Returns pairs of indices (pairs, 2), the lower one first, and their
-    correlations (pairs,), sorted by pair. Images without structure have no copies.
+    turned: find mirrored and rotated copies, too. passed_over: indices of images that are left out. Returns pairs of
+    indices (pairs, 2), the lower one first, and their correlations (pairs,), sorted by pair. Images without structure
+    have no copies.
     """
-    usable = np.flatnonzero(_structured(thumbnails))
+    structured = np.flatnonzero(_structured(thumbnails))
+    usable = np.setdiff1d(structured, passed_over)
     if len(usable) < 2:
         return np.empty((0, 2), int), np.empty(0)
-    axes = _principal_axes(thumbnails, usable)
+    axes = _principal_axes(thumbnails, structured)
     index = cKDTree(_hashes(thumbnails, usable, CROPS[0], 0, axes), leafsize=64)
     pairs, alike = np.empty((0, 2), int), np.empty(0)
     for turn in range(8 if turned else 1):

@@ -1,10 +1,13 @@
+import tracemalloc
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from tests.images import COPIES, copy_of, speckle
-from training.duplicates import near_copies, same_pixels
-from training.fingerprint import SIDE, take_fingerprints
+from training.duplicates import find_copies, near_copies, same_pixels
+from training.fingerprint import SIDE, Fingerprints, take_fingerprints
 from training.sources import load_data, phantom_folder
 
 
@@ -67,3 +70,16 @@ def test_images_without_structure_have_no_copies():
 
 def test_equal_hashes_are_sets_and_no_hash_is_none():
     assert same_pixels(["a", "b", "", "a", "", "a", "c"]) == [[0, 3, 5]]
+
+
+def test_exact_copies_are_set_aside_before_near_ones_are_looked_for(pictures):
+    """200 exact copies and a near one: comparing each with each takes 100 MB, and the first with the near one 1 MB."""
+    images = thumbnails([*[pictures[0]] * 200, copy_of(pictures[0], "JPEG q60")])
+    prints = Fingerprints(images, pd.DataFrame({"pixels": [*["same"] * 200, "other"]}))
+    tracemalloc.start()
+    pairs = find_copies(prints)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = list(zip(pairs["one"], pairs["other"], pairs["kind"], strict=True))
+    assert found == [*[(0, number, "exact") for number in range(1, 200)], (0, 200, "near")]
+    assert peak < 50 << 20
