@@ -25,6 +25,7 @@ from space.server import KEPT
 
 MOST_FILES = 1_000
 MOST_BYTES = 2 << 30  # unpacked, of one archive
+AT_HAND = 64 << 20  # bytes of files from archives in memory, at which they are answered before more are read
 PICTURES = 60  # that are shown
 SIDE = 480  # pixels of the longer side of one
 PARTS = 32  # of the end of a name that tell which label is its own
@@ -105,12 +106,27 @@ def examine(
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:
-        files = iter(files)
-        while part := list(islice(files, BATCH)):
+        for part in _parts(files):
             for told, picture in pool.map(lambda file: look(*file), part):
                 keep = picture is not None and shown < pictures
                 shown += keep
                 yield Found(told, picture if keep else None)
+
+
+def _parts(
+    files: Iterable[tuple[str, Path | dict | InputError]],
+) -> Iterator[list[tuple[str, Path | dict | InputError]]]:
+    """Files in parts of BATCH, or of fewer that fill AT_HAND; a part is emptied before the next is read."""
+    part, held = [], 0
+    for name, source in files:
+        part.append((name, source))
+        held += len(source["bytes"]) if isinstance(source, dict) else 0
+        if len(part) == BATCH or held >= AT_HAND:
+            yield part
+            part.clear()
+            held = 0
+    if part:
+        yield part
 
 
 def _thumbnail(image: Image.Image, answer: Answer) -> Image.Image:

@@ -72,6 +72,15 @@ def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkey
     assert all(each.picture is None for each in found)
 
 
+def test_of_large_files_fewer_are_in_memory_at_once_and_all_are_answered(model):
+    files = ((f"{n}.png", {"path": f"{n}.png", "bytes": bytes(48 << 20)}) for n in range(2 * BATCH + 1))
+    tracemalloc.start()
+    found = [each.row["path"] for each in many.examine(model.batches, files)]
+    assert tracemalloc.get_traced_memory()[1] < 256 << 20
+    tracemalloc.stop()
+    assert found == [f"{n}.png" for n in range(2 * BATCH + 1)]
+
+
 def test_a_table_starts_no_formula_in_a_spreadsheet():
     text = many.to_csv([row("=1+1.png", "sick", 0.9), row("a,b.png", "sick", 0.9)])
     assert [line.split(",")[0] for line in text.splitlines()] == ["path", "'=1+1.png", '"a']
