@@ -109,13 +109,14 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
             about = gr.Markdown(texts("page.loading"), latex_delimiters=[], elem_id="about")
 
         state = gr.State(time_to_live=server.KEPT)
+        given = gr.Textbox(visible=False)  # of which file that is; the browser knows it longer than the server holds it
         blocks.load(page.head, outputs=[head, explain, method], **quiet)
-        image.change(page.open, image, state, **quiet)
-        dicom_file.upload(page.open, dicom_file, state, **quiet)
+        image.change(page.open, image, [state, given], **quiet)
+        dicom_file.upload(page.open, dicom_file, [state, given], **quiet)
         # All that is drawn comes from one event, which runs again when something changed meanwhile: no older answer
         # can come after a newer one.
         changes = [state.change, explain.input, method.input]
-        gr.on(changes, page.see, [state, explain, method], seen, trigger_mode="always_last", **quiet)
+        gr.on(changes, page.see, [state, explain, method, given], seen, trigger_mode="always_last", **quiet)
         clip.change(page.see_clip, clip, clip_seen, api_visibility="private")
         start.click(page.see_many, [files, folder, labels], [summary, gallery, table], api_visibility="private")
         about_tab.select(page.about, outputs=about, **quiet)

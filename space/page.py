@@ -86,24 +86,33 @@ class Page:
             gr.Radio(choices=methods, value=predictor.methods[0]),
         )
 
-    def open(self, file: str | None) -> Opened | InputError | None:
-        """What is to be seen of a file, or why it cannot be read; None where there is no file."""
+    def open(self, file: str | None) -> tuple[Opened | InputError | str, str]:
+        """What is to be seen of a file, or why it cannot be read, and the file; empty texts where there is none."""
         if not file:
-            return None
+            return "", ""
         try:
             image, more = load_image(file), ""
             if clips.is_clip(Path(file)):
                 more = self.texts("image.first")
             elif frames_in(Path(file)) > 1:
                 more = self.texts("image.page")
-            return Opened(image, more)
+            return Opened(image, more), file
         except InputError as reason:
-            return reason
+            return reason, file
 
-    def see(self, opened: Opened | InputError | None, shown: int | None, method: str | None) -> str:
+    def see(
+        self, opened: Opened | InputError | str | None, shown: int | None, method: str | None, given: str | None
+    ) -> str:
         """The stage with what was opened and its answer, and the map of a class by a method; the map of the answer, or
-        by the best method, where the model has no such class or method."""
-        if opened is None:
+        by the best method, where the model has no such class or method.
+
+        opened: None when it is no longer held; then the file that was given is opened again, if it is still there.
+        """
+        if opened is None and given:
+            if not server.is_upload(given):
+                return stage.refusal(self.texts("image.gone"))
+            opened, _ = self.open(given)
+        if not opened:
             return stage.empty(self.texts("image.empty"))
         if isinstance(opened, InputError):
             return stage.refusal(str(opened))

@@ -93,6 +93,12 @@ def fetch_nothing() -> None:
     routes.secure_url_stream_response = forbid
 
 
+def is_upload(path: str) -> bool:
+    """Whether a path that a browser names is that of an upload, or an example, that is still there."""
+    file = Path(path).resolve()
+    return file.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()) and file.is_file()
+
+
 def renew(uploads: Iterable[str]) -> None:
     """Have the paths that are still there lie for KEPT seconds from now on."""
     for path in uploads:

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
+from playwright.sync_api import expect
 
 from space import app, many, server, texts
 from space.errors import InputError
-from space.page import Model
+from space.page import Model, Page
 from tests.conftest import ROOT
+from tests.dicom import write_dicom
 from tests.images import speckle
 from tests.page import ask
 
@@ -135,6 +137,45 @@ def test_pictures_that_are_shown_are_not_kept_by_the_server(browser, model):
     assert "data:image/jpeg" not in str(list(session.components))
     page.close()
     blocks.close()
+
+
+def test_an_image_that_is_no_longer_held_is_opened_again_or_to_be_given_again(browser, model, tmp_path):
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    page = look_at_an_example(browser, blocks.local_url)
+    seen = page.locator("#seen")
+
+    def explain(label):
+        blocks.state_holder.session_data.clear()  # as when many others have come meanwhile
+        page.locator("#explain").get_by_label(label, exact=True).check()
+
+    for label in ("sick", "normal"):
+        explain(label)
+        expect(seen).to_contain_text(f"speaks for {label}")
+    assert opened(blocks) == []
+    example = seen.locator(".picture img").first.get_attribute("src")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Open a DICOM file").click()
+    chooser.value.set_files(write_dicom(tmp_path / "held.dcm", speckle(0)))
+    page.wait_for_function("src => document.querySelector('#seen .picture img').src !== src", arg=example)
+    scan = seen.locator(".picture img").first.get_attribute("src")
+    explain("sick")
+    expect(seen).to_contain_text("speaks for sick")
+    assert seen.locator(".picture img").first.get_attribute("src") == scan  # the example still lies in the box
+    next(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("held.dcm")).unlink()
+    explain("normal")
+    expect(seen).to_have_text("The image is no longer held: give it again.")
+    page.locator("#image").get_by_label(re.compile("clear|remove", re.IGNORECASE)).first.click()
+    expect(seen).to_contain_text("Give an image")
+    page.close()
+    blocks.close()
+
+
+def test_only_an_upload_is_opened_again(tmp_path):
+    Image.fromarray(speckle(0)).save(tmp_path / "scan.png")
+    above = Path(os.environ["GRADIO_TEMP_DIR"])
+    for given in (tmp_path / "scan.png", above / os.path.relpath(tmp_path / "scan.png", above)):
+        assert given.is_file()
+        assert "no longer held: give it again" in Page(Future(), texts.Texts()).see(None, -1, "cam", str(given))
 
 
 def look_at_an_example(browser, address):
