@@ -111,7 +111,10 @@ def find_template(name: str) -> Path:
 
 
 def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
-    """Each number of the evaluations with its interval, for the metadata; of F1 the mean of the classes."""
+    """Each number of the evaluations with its interval, for the metadata; of F1 the mean of the classes.
+
+    Those on images that were trained on are left out: here, and where it is read, no warning would stand beside them.
+    """
 
     def told(numbers: dict, metric: str):
         return numbers["f1"]["macro"] if metric == "f1" else numbers[metric]
@@ -132,7 +135,7 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
         )
         for evaluation in evaluations
         for metric, title in (TITLES | {"f1": "F1 macro"}).items()
-        if told(evaluation, metric) is not None
+        if not evaluation.get("seen_in_training") and told(evaluation, metric) is not None
     ]
 
 

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
+from space.card import Card
 from space.errors import InputError
 from tests.fits import copy_as_mean
 from training.card import write_card
@@ -131,6 +132,18 @@ def test_warnings_stand_apart_from_tables_and_promise_no_more_than_the_split(sma
     for warning in ("test: 3 of ", "external: each image was judged", "The split is by image"):
         assert f"\n\n**{warning}" in text
     assert "that was not trained on it, at" in text
+
+
+def test_figures_on_images_that_were_trained_on_stand_in_the_text_alone_with_their_warning(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    file = model / "eval" / "external.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seen_in_training": 1}))
+    write_card(model)
+    card = ModelCard.load(model / "README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    assert [figures.name for figures in Card(model).figures()] == ["test"]
+    assert "| | test (A) | external (B) |" in card.text
+    assert "**external: 1 of 28 images were trained on" in card.text
 
 
 def test_of_a_mean_the_card_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
