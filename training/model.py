@@ -153,8 +153,11 @@ def _require_stride(name: str, config: PreTrainedConfig, size: int) -> None:
     stride = (getattr(config, "patch_size", None) or 4) * 2 ** (stages - 1)  # 4: the stem of ResNet and BiT
     if stages == 1 and not hasattr(config, "patch_size"):
         return  # an architecture of timm, which says nothing of its stride
-    if size < stride:
-        raise InputError(f"--image_size {size}: expected at least {stride}, the stride of {name}")
+    least, what = stride, "the stride"
+    if config.model_type == "swin" and config.window_size > 1:  # the last stage, rounded up, has to hold a window
+        least, what = stride * (config.window_size - 1) + 1, f"by the stride and the windows of {config.window_size}"
+    if size < least:
+        raise InputError(f"--image_size {size}: expected at least {least}, {what} of {name}")
 
 
 def _require_size(name: str, model: PreTrainedModel, size: int) -> None:

@@ -177,12 +177,13 @@ def test_positions_of_a_grid_are_kept_where_the_size_is_and_interpolated_where_n
     [
         ("scratch:resnet-18", 31, "--image_size 31: expected at least 32, the stride of scratch:resnet-18"),
         ("scratch:vit-tiny", 15, "expected at least 16"),
-        ("scratch:swin-tiny", 30, "expected at least 32"),
+        ("scratch:swin-tiny", 192, "expected at least 193, by the stride and the windows of 7 of scratch:swin-tiny"),
     ],
 )
-def test_a_size_below_the_stride_is_refused(name, size, message):
+def test_a_size_below_the_stride_or_the_windows_is_refused_and_the_next_is_taken(name, size, message):
     with pytest.raises(InputError, match=message):
         base(name, image_size=size)
+    assert base(name, image_size=size + 1)[1].size["width"] == size + 1
 
 
 def test_a_base_that_is_no_image_classifier_is_refused_in_one_line(tmp_path):
