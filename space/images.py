@@ -52,10 +52,13 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
 
 
 def frames_in(source: Path | bytes) -> int:
-    """How many frames or pages an image file holds, without a photograph's preview; 0 where it is none."""
+    """How many frames or pages an image file holds, without a photograph's preview: 0 where it is none, 2 for any more.
+
+    Pillow would count the pages of a TIFF file in a time that grows with their square.
+    """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            return 2 if image.format != "MPO" and getattr(image, "is_animated", False) else 1
     except Exception:  # damaged files can raise anything
         return 0
 

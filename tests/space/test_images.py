@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import struct
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers.image_utils import load_image as pipeline_load_image
 
 from space.clips import load_frames
 from space.errors import InputError
-from space.images import FORMATS, load_image
+from space.images import FORMATS, frames_in, load_image
 from tests.images import white_is_nought
 
 
@@ -76,6 +77,26 @@ def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert load_image(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "WEBP", "PNG", "MPO"])
+def test_one_frame_or_more_are_told_apart_without_a_count_and_a_preview_is_none(format):
+    frames = [Image.fromarray(noise(20, 24, 3)) for _ in range(3)]
+    frames[1] = frames[1].rotate(180)
+    several = file_of(frames[0], format, save_all=True, append_images=frames[1:])
+    assert frames_in(several) == (1 if format == "MPO" else 2)
+    assert frames_in(file_of(frames[0], format)) == 1
+    assert frames_in(b"no image") == 0
+
+
+def test_a_tiff_file_of_very_many_pages_is_seen_to_have_several_at_once():
+    tags = b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in ((256, 1), (257, 1), (262, 1), (273, 8)))
+    nexts = [8 + 54 * page for page in range(1, 20_000)] + [0]
+    pages = b"".join(struct.pack("<H", 4) + tags + struct.pack("<L", place) for place in nexts)
+    content = b"II*\0" + struct.pack("<L", 8) + pages
+    started = time.perf_counter()
+    assert frames_in(content) == 2
+    assert time.perf_counter() - started < 0.5
 
 
 @pytest.mark.parametrize(
