@@ -112,7 +112,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
         given = gr.Textbox(visible=False)  # of which file that is; the browser knows it longer than the server holds it
         blocks.load(page.head, outputs=[head, explain, method], **quiet)
         image.change(page.open, image, [state, given], **quiet)
-        dicom_file.upload(page.open, dicom_file, [state, given], **quiet)
+        dicom_file.upload(page.open, dicom_file, [state, given], trigger_mode="always_last", **quiet)
         # All that is drawn comes from one event, which runs again when something changed meanwhile: no older answer
         # can come after a newer one.
         changes = [state.change, explain.input, method.input]

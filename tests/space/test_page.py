@@ -6,6 +6,7 @@ import re
 import time
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from space import app
+from space.images import load_image
 from space.page import Page
 from space.texts import Texts
 from tests.clips import write_clip
@@ -217,6 +219,21 @@ def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(browser
     assert picture.get_attribute("src") == first
     expect(seen).to_contain_text("speaks for normal")
     page.close()
+
+
+@on_a_desktop
+def test_a_dicom_file_that_is_given_while_another_is_opened_is_what_is_shown(page, tmp_path, monkeypatch):
+    opening, given = Event(), Event()
+    monkeypatch.setattr("space.page.load_image", lambda file: (opening.set(), given.wait(20), load_image(file))[2])
+    for name, height in (("one.dcm", 120), ("other.dcm", 240)):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Open a DICOM file").click()
+        with page.expect_response(re.compile("/upload")):
+            chooser.value.set_files(write_dicom(tmp_path / name, speckle(0, height)))
+        assert opening.wait(20)
+    page.wait_for_timeout(500)  # until the page has asked for the other one too
+    given.set()
+    page.wait_for_function("document.querySelector('#seen .picture img')?.naturalHeight === 240", timeout=20_000)
 
 
 def test_a_clip_is_answered_and_its_frames_are_chosen_on_a_time_line(page, tmp_path):
