@@ -106,7 +106,7 @@ def write_card(folder: Path, place: Path | None = None) -> None:
 
 
 def find_template(name: str) -> Path:
-    """A card's template: beside the packages in a checkout, inside this one when installed."""
+    """A card's template, or constraints.txt: beside the packages in a checkout, inside this one when installed."""
     return next(path for path in (HERE.parent / name, HERE / name) if path.is_file())
 
 

@@ -32,6 +32,7 @@ NEEDED = (
 PAGE = Path(space.__file__).parent
 LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
+RUNTIMES = {"onnxruntime": ("model*.onnx",), "openvino": ("openvino_model*.xml",)}  # packages, for files of export
 EXAMPLE = re.compile(r'(?<=pipeline\("image-classification", model=)"[^"\n]*"')  # of use, in the card: what it loads
 SYNTHETIC = '<meta name="synthetic" content="yes">'  # in report.html, where none of its images are real
 
@@ -60,7 +61,8 @@ def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> U
 
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
-    """The page for a model of the Hub; its README.md is written into `work`."""
+    """The page for a model of the Hub; its card, and its requirements with the runtimes that the model was exported
+    for, are written into `work`."""
     card, told = SpaceCard.load(PAGE / "README.md"), read_again(model.files["README.md"])
     loaded = sorted(name for name in model.files if repositories.matches(name, LOADED))
     card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
@@ -69,7 +71,9 @@ def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = Non
     card.data.datasets = [dataset] if dataset else None
     card.data.preload_from_hub = [f"{model.repo} {','.join(loaded)}"]
     (work / "README.md").write_text(str(card))
-    return Upload("space", repo, repositories.own_files("space", PAGE) | {"README.md": work / "README.md"})
+    (work / "requirements.txt").write_text((PAGE / "requirements.txt").read_text() + _runtimes_for(model))
+    written = {name: work / name for name in ("README.md", "requirements.txt")}
+    return Upload("space", repo, repositories.own_files("space", PAGE) | written)
 
 
 def data_upload(model: Path, data: str, repo: str, work: Path, rights: bool) -> Upload:
@@ -151,6 +155,17 @@ def _shows_people(name: str, folder: Path) -> bool:
     of = "training" if name == "eval/samples.png" else Path(name).stem.removesuffix("_gallery")
     told = folder / "eval" / f"{of}.json"
     return not (told.is_file() and read_again(told).get("synthetic") is True)
+
+
+def _runtimes_for(model: Upload) -> str:
+    """A line of requirements.txt for each runtime that can run something in a model repository."""
+    from training.card import find_template  # slow to import
+
+    needed = [
+        name for name, files in RUNTIMES.items() if any(repositories.matches(file, files) for file in model.files)
+    ]
+    pinned = find_template("constraints.txt").read_text().splitlines(keepends=True)
+    return "".join(line for line in pinned if line.partition("==")[0] in needed)
 
 
 def _variables(upload: Upload) -> dict[str, str]:

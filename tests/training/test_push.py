@@ -343,6 +343,17 @@ def test_it_is_said_that_names_of_images_are_sent_once_one_evaluation_is_of_real
     assert "split.csv, recipe.yaml and eval/*.csv name your images" in client.run(*words).out
 
 
+def test_the_space_installs_the_runtimes_that_the_model_was_exported_for(model, tmp_path):
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    required = (ROOT / "space" / "requirements.txt").read_text().splitlines()
+    for file, package in ((None, None), ("model_int8.onnx", "onnxruntime"), ("openvino_model.xml", "openvino")):
+        if file:
+            (model / file).write_bytes(b"")
+            required.append(next(line for line in pinned if line.startswith(f"{package}==")))
+        upload = push.space_upload(push.model_upload(model, "clinic/x", tmp_path), "clinic/page", tmp_path)
+        assert upload.files["requirements.txt"].read_text().splitlines() == required
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
