@@ -30,7 +30,6 @@ NEEDED = (
     *("README.md", "recipe.yaml", "split.csv", "eval/training.json"),
 )
 PAGE = Path(space.__file__).parent
-LOADED = ("*.json", "*.safetensors", "README.md", "eval/*.png")  # what the page takes of a model repository
 SHOWING = ("eval/samples.png", "eval/*_gallery.png", "report.html")  # pictures with images of the data in them
 RUNTIMES = {"onnxruntime": ("model*.onnx",), "openvino": ("openvino_model*.xml",)}  # packages, for files of export
 EXAMPLE = re.compile(r'(?<=pipeline\("image-classification", model=)"[^"\n]*"')  # of use, in the card: what it loads
@@ -64,12 +63,10 @@ def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = Non
     """The page for a model of the Hub; its card, and its requirements with the runtimes that the model was exported
     for, are written into `work`."""
     card, told = SpaceCard.load(PAGE / "README.md"), read_again(model.files["README.md"])
-    loaded = sorted(name for name in model.files if repositories.matches(name, LOADED))
     card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
     card.data.license = told.get("license")
     card.data.models = [model.repo]
     card.data.datasets = [dataset] if dataset else None
-    card.data.preload_from_hub = [f"{model.repo} {','.join(loaded)}"]
     (work / "README.md").write_text(str(card))
     (work / "requirements.txt").write_text((PAGE / "requirements.txt").read_text() + _runtimes_for(model))
     written = {name: work / name for name in ("README.md", "requirements.txt")}

@@ -136,14 +136,11 @@ def test_the_space_holds_the_page_and_names_its_model(hub, client, model, small_
     assert held(repository) == here | {"README.md": repository.read("README.md")}
     assert repository.state["variables"] == {"MODEL_ID": "clinic/shown"}
     (client.here / "README.md").write_bytes(repository.read("README.md"))
-    kinds = ("*.json", "*.safetensors", "README.md", "eval/*.png")
-    loaded = sorted(path.relative_to(model).as_posix() for kind in kinds for path in model.glob(kind))
     told, was = metadata_load(client.here / "README.md"), metadata_load(page / "README.md")
-    assert told == was | {
+    assert told == was | {  # no preload_from_hub: while a Space is built it has no token for a private model
         "title": "Chest opacity: shown",
         "license": "apache-2.0",
         "models": ["clinic/shown"],
-        "preload_from_hub": [f"clinic/shown {','.join(loaded)}"],
     }
     assert (told["sdk"], told["app_file"], told["python_version"]) == ("gradio", "app.py", "3.11")
     assert len(told["short_description"]) <= 60
