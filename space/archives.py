@@ -7,6 +7,7 @@ and a few kilobytes that unfold to gigabytes are refused before they do.
 from __future__ import annotations
 
 import gzip
+import re
 import stat
 import tarfile
 import zipfile
@@ -24,6 +25,7 @@ MOST_HEADER = 64 << 10  # bytes that tell of one file in a tar, with its name: a
 MOST_TOTAL = 1 << 40  # of all files inside, where the caller allows no less
 MOST_RATIO = 200  # unpacked to packed: pictures hardly reach 50, nothing but zeros 1,000
 SMALL = 16 << 20  # bytes up to which a ratio says nothing: a black frame is a few bytes
+LONG_NUMBER = re.compile(rb"\d{300}")  # Python before 3.11.10 reads a header with one in the square of its length
 KNOWN = images.SUFFIXES | clips.SUFFIXES | dicom.SUFFIXES
 FAULTS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError)
 
@@ -89,7 +91,7 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
         while member := archive.next():
             archive.members.clear()  # it would keep them all
             archive.pax_headers.clear()  # of which there may be one before each member
-            archive.fileobj.left = MOST_HEADER
+            archive.fileobj.allow(MOST_HEADER)
             name = _shown(member.name)
             _spend(total, member.offset_data + member.size)  # what is not read has to be unpacked as well
             if member.isdir() or _left_out(name):
@@ -99,9 +101,9 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
             elif _is_nested(name):
                 yield name, InputError(_NESTED)
             else:
-                archive.fileobj.left = MOST_BYTES
+                archive.fileobj.allow(MOST_BYTES)
                 content = _content(archive.extractfile(member), name, member.size)
-                archive.fileobj.left = MOST_HEADER
+                archive.fileobj.allow(MOST_HEADER)
                 if content is not None:
                     yield name, content
         if archive.fileobj.last.strip(b"\0"):  # a header that is none is an end to tarfile
@@ -109,17 +111,23 @@ def _read_tar(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputEr
 
 
 class _Forward:
-    """A file as tarfile reads it, which takes the lengths of headers from the archive and would believe any; `left` are
-    the bytes that it may still read, without those it passes over."""
+    """A file as tarfile reads it, which takes the lengths of headers from the archive and would believe any."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.seek, self.last, self.left = file, file.tell, file.seek, b"", MOST_HEADER
+        self.file, self.tell, self.seek, self.last = file, file.tell, file.seek, b""
+        self.allow(MOST_HEADER)
+
+    def allow(self, most: int) -> None:
+        """From here on `most` bytes may be read, without those passed over: MOST_HEADER of headers, or of a content."""
+        self.most = self.left = most
 
     def read(self, size: int) -> bytes:
         self.left -= size
         if self.left < 0:
             raise tarfile.ReadError("a header of unlikely size")
         self.last = self.file.read(size)
+        if self.most == MOST_HEADER and LONG_NUMBER.search(self.last):
+            raise tarfile.ReadError("a header with a number of unlikely length")
         return self.last
 
 

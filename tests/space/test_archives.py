@@ -148,6 +148,16 @@ def test_a_tar_with_more_than_a_long_name_before_a_member_is_refused_before_it_u
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_tar_with_a_number_of_very_many_digits_before_a_member_is_refused_before_they_are_searched(tmp_path, kind):
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 60 << 10
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(header.tobuf() + b"1" * header.size + tarfile.TarInfo("1.png").tobuf() + bytes(1024))
+    with pytest.raises(InputError, match="a number of unlikely length"):
+        list(read_archive(tmp_path / "a.tar.gz"))
+
+
 def test_what_a_tar_says_of_all_that_follows_is_not_kept(tmp_path):
     path = write_headers(tmp_path / "a.tar.gz", tarfile.XGLTYPE, 32 << 10, 200, member=True)
     tracemalloc.start()
