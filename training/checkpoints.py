@@ -30,7 +30,7 @@ ABSENT = f"found no {LAST}/ there; a run with hub_strategy: checkpoint has one t
 HERE_ONLY = "training_args.bin"
 STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
 PLACES = {  # what a run may have otherwise and still end with the same weights, but for rounding (mode)
-    *("data", "external", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+    *("data", "external", "also", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
     *("hub_revision", "resume_from_checkpoint", "report_to", "mode"),
 }
 
@@ -76,7 +76,9 @@ class HubSaves(TrainerCallback):
             files |= {name: last / name for name in MODEL}
         if self.strategy is HubStrategy.CHECKPOINT:
             files |= {f"{LAST}/{path.name}": path for path in last.iterdir() if path.name != HERE_ONLY}
-            files[f"{LAST}/{RUN}"] = checkpoints.parent / RUN
+            told = {key: value for key, value in read_run(checkpoints.parent).items() if key not in PLACES}
+            (checkpoints / RUN).write_text(yaml.safe_dump(told, sort_keys=False))
+            files[f"{LAST}/{RUN}"] = checkpoints / RUN
             best = Path(state.best_model_checkpoint or last)
             if best.name != last.name:
                 files[f"{BEST}/model.safetensors"] = best / "model.safetensors"

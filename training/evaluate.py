@@ -51,14 +51,20 @@ def require_own(folder: Path, rows: Dataset) -> None:
 
 
 def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
-    """The labelled rows of a part of the model's own split.csv, or of some sites, or all."""
+    """The labelled rows of a part of the model's own split.csv, or of some sites, or all.
+
+    Where no row has a name that is in split.csv, which may have numbers for names, they are known by their pixels.
+    """
     require_sites(sites, rows)
     chosen = np.asarray(rows["label"]) != UNLABELLED
     if sites:
         chosen &= np.isin(np.asarray(rows["site"]), sites)
     if split:
         table = read_split(folder)
-        chosen &= np.isin(np.asarray(rows["path"]), table["path"][table["split"] == split])
+        names, key = np.asarray(rows["path"]), "path"
+        if not np.isin(names, table["path"]).any():
+            names, key = take_fingerprints(rows).facts["pixels"], "pixels"
+        chosen &= np.isin(names, table[key][table["split"] == split])
     if not chosen.any():
         raise InputError(
             f"found no labelled images{f' of the {split} part' if split else ''}"

@@ -97,8 +97,9 @@ def measure(
 
 
 def predict_rows(predictor: Predictor, rows: Dataset) -> pd.DataFrame:
-    """A row for each image: path, label, group, site, SUBGROUPS that are known, prediction, probability_LABEL of each
-    class, threshold, distance and abstained. Raises InputError when an image cannot be read."""
+    """A row for each image: path, label, group, site, pixels and SUBGROUPS where they are known, prediction,
+    probability_LABEL of each class, threshold, distance and abstained. Raises InputError when an image cannot be read.
+    """
     sources = (row["image"] for row in rows.select_columns(["image"]).cast_column("image", Image(decode=False)))
     answers = list(tqdm(predictor.stream(sources), total=len(rows), desc="predicting", unit="image", leave=False))
     broken = [(path, answer) for path, answer in zip(rows["path"], answers, strict=True) if _failed(answer)]
@@ -106,7 +107,7 @@ def predict_rows(predictor: Predictor, rows: Dataset) -> pd.DataFrame:
         raise InputError(f"found {len(broken)} images broken, {broken[0][0]} for one: {broken[0][1]}")
     labels = np.asarray(predictor.labels)
     probabilities = np.stack([answer.probabilities for answer in answers])
-    columns = ["path", "group", "site", *(name for name in SUBGROUPS[1:] if name in rows.column_names)]
+    columns = ["path", "group", "site", *(name for name in ("pixels", *SUBGROUPS[1:]) if name in rows.column_names)]
     table = pd.DataFrame({column: list(rows[column]) for column in columns})
     table.insert(1, "label", labels[np.asarray(rows["label"])])
     table["prediction"] = labels[predictor.decide(probabilities)]

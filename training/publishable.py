@@ -161,17 +161,19 @@ def _licences(rows: Dataset) -> list[str]:
 def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
     """The split of each row, (n,) of text."""
     split = read_split(model)
-    split = split[split["split"].isin(PARTS)].set_index("path")[["pixels", "split"]]
+    split = split[split["split"].isin(PARTS)]
     recipe = read_again(model / "recipe.yaml")
     sites = recipe.get("sites")
-    found = pd.Series(pixels.to_numpy(), index=list(rows["path"]))
-    same = split["pixels"] == found.reindex(split.index)
+    found = pd.DataFrame({"path": list(rows["path"]), "pixels": pixels.to_numpy()})
+    key = "path" if split["path"].isin(found["path"]).any() else "pixels"  # a model of the Hub has numbers for names
+    split = split.drop_duplicates(key).set_index(key, drop=False)
+    same = split["pixels"] == found.drop_duplicates(key).set_index(key, drop=False)["pixels"].reindex(split.index)
     if not same.all():
         raise InputError(
             f"{data}: {(~same).sum()} of the {len(split)} images in the model's split.csv are not there as they were, "
-            f"{split.index[~same][0]} for one; give the data that it was trained with"
+            f"{split['path'][~same].iloc[0]} for one; give the data that it was trained with"
         )
-    parts = split["split"].reindex(list(rows["path"])).fillna("").to_numpy(dtype=object)
+    parts = split["split"].reindex(found[key]).fillna("").to_numpy(dtype=object)
     rest, known = parts == "", np.asarray(rows["label"]) != UNLABELLED
     away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
     if recipe.get("split_by") == "column":

@@ -39,7 +39,8 @@ SYNTHETIC = '<meta name="synthetic" content="yes">'  # in report.html, where non
 def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> Upload:
     """A model folder as it is, without what does not belong to one; raises InputError when it is not whole.
 
-    Its card, written into `work`, loads `repo` in its example of use, which here loads the folder.
+    Its card, written into `work`, loads `repo` in its example of use, which here loads the folder. Of a model of real
+    images, or measured on such, other files too are written there: those that name images, groups or folders.
     Pictures that show images of the data stay here, unless those are known to be synthetic or `rights` to share them
     are claimed.
     """
@@ -53,10 +54,14 @@ def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> U
         read_again(told)
     files = repositories.own_files("model", folder)
     shown = [] if rights else [name for name in files if _shows_people(name, folder)]
-    card = EXAMPLE.sub(f'"{repo}"', (folder / "README.md").read_text())
+    files = {name: path for name, path in files.items() if name not in shown}
+    if not _is_synthetic(folder):
+        from training.nameless import without_names  # slow to import
+
+        files = without_names(files, work)
+    card = EXAMPLE.sub(f'"{repo}"', files["README.md"].read_text())
     (work / "README.md").write_text(card)
-    files = {name: path for name, path in files.items() if name not in shown} | {"README.md": work / "README.md"}
-    return Upload("model", repo, files)
+    return Upload("model", repo, files | {"README.md": work / "README.md"})
 
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
@@ -165,6 +170,12 @@ def _runtimes_for(model: Upload) -> str:
     return "".join(line for line in pinned if line.partition("==")[0] in needed)
 
 
+def _is_synthetic(folder: Path) -> bool:
+    """Whether a model is known to have learned from no real image, and has been measured on none."""
+    known = read_again(folder / "eval" / "training.json").get("synthetic") is True
+    return known and all(read_again(told).get("synthetic", True) for told in (folder / "eval").glob("*.json"))
+
+
 def _variables(upload: Upload) -> dict[str, str]:
     return {"MODEL_ID": metadata_load(upload.files["README.md"])["models"][0]}
 
@@ -218,8 +229,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"not part of a model folder, so not sent: {', '.join(left)}")
     if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
         print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
-    if not all(read_again(told).get("synthetic", True) for told in (args.model / "eval").glob("*.json")):
-        print("split.csv, recipe.yaml and eval/*.csv name your images, groups and folders as they are called here")
+    if not _is_synthetic(args.model):
+        print("images and groups have numbers for names in what is sent, and folders are not named")
     if args.space and args.private:
         print("a Space sees a private model only with a token: give it one that may read, as its secret HF_TOKEN")
 

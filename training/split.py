@@ -69,15 +69,19 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
 def read_split(folder: Path) -> pd.DataFrame:
     """A model folder's split.csv, as text: path, label, group, site, pixels and split of each image. Raises InputError
     when it is no such table."""
-    file = folder / "split.csv"
+    return read_table(folder / "split.csv", ("path", "pixels", "split"), "train the model anew")
+
+
+def read_table(file: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:
+    """A table of a model folder, as text. Raises InputError, with the remedy, when it does not have the columns."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if lacking := sorted({"path", "pixels", "split"} - set(table.columns)):
+        if lacking := sorted(set(columns) - set(table.columns)):
             raise ValueError(f"it lacks {', '.join(lacking)}")
         return table
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: found no table of path, pixels and split ({reason}); train the model anew") from None
+        reason, named = " ".join(str(error).split()), f"{', '.join(columns[:-1])} and {columns[-1]}"
+        raise InputError(f"{file}: found no table of {named} ({reason}); {remedy}") from None
 
 
 def assign_parts(

@@ -40,6 +40,7 @@ from training.interpolate import interpolate
 from training.learned import has_seen_nobody, learned_by, seen_before, split_table
 from training.measure import measure
 from training.model import load_base, tells_these
+from training.nameless import without_places
 from training.outputs import move_into_place, place_of, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import main_process_first
@@ -76,7 +77,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     load_base(model_args, data_args.labels or ["normal", "sick"])  # an unfit one is told of before images are read
     if training_args.eval_strategy == "no":
         raise InputError("eval_strategy: found no, expected epoch or steps, by which the curves are drawn")
-    saves = HubSaves(training_args, final, recipe) if training_args.push_to_hub else None
+    sent = without_places(recipe, _from_hub(recipe))
+    saves = HubSaves(training_args, final, sent) if training_args.push_to_hub else None
     say = print if training_args.process_index == 0 else lambda *_: None
 
     data = prepare(data_args)

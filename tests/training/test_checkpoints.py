@@ -56,6 +56,8 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     last = {f"last-checkpoint/{name}" for name in CHECKPOINT}
     begun = {".gitattributes", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
     assert repository.files().keys() - {"best-checkpoint/model.safetensors"} == begun | last
+    told = [yaml.safe_load(repository.read(name)) for name in ("recipe.yaml", "last-checkpoint/run.yaml")]
+    assert [one.get("data") for one in told] == ["DATA", None]
     hub.asked.clear()
     example = ROOT / "space" / "examples" / "synthetic-normal.png"
     assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
@@ -153,8 +155,10 @@ def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end_and_has_seen_whom_th
     assert told.code == 0, told.err
     repository = hub.repository("model", "clinic/end")
     assert titles(repository) == ["Train m", "initial commit"]
-    local = as_pushed(tmp_path / "m", repository.name)
-    assert held(repository) == {name: local[name] for name in local if name != "eval/samples.png"}
+    local, there = as_pushed(tmp_path / "m", repository.name), held(repository)
+    assert there.keys() == local.keys() - {"eval/samples.png"}
+    named = {"README.md", "report.html", "recipe.yaml", "split.csv", "eval/audit.json", "eval/test.csv"}
+    assert {name for name in there if there[name] != local[name]} == named
     card = metadata_load(tmp_path / "m" / "README.md")
     assert (card["base_model"], card["license"]) == ("clinic/base", "other")
     assert "synthetic" not in card["tags"]
