@@ -72,33 +72,41 @@ def near_copies(
     index = cKDTree(_hashes(thumbnails, usable, CROPS[0], 0, axes), leafsize=64)
     pairs, alike = np.empty((0, 2), int), np.empty(0)
     for turn in range(8 if turned else 1):
-        near = [_search(index, _hashes(thumbnails, usable, crop, turn, axes)) for crop in CROPS]
-        found = np.concatenate([np.column_stack([hits, np.full(len(hits), n)]) for n, (hits, _) in enumerate(near)])
-        found = _first_of_each_pair(found, np.concatenate([distances for _, distances in near]))
-        pairs = np.concatenate([pairs, usable[found[:, :2]]])
-        alike = np.concatenate([alike, _correlations(thumbnails, usable[found[:, :2]], found[:, 2], turn)])
-    kept = _first_of_each_pair(np.column_stack([pairs, np.arange(len(pairs))])[alike >= ALIKE], -alike[alike >= ALIKE])[
-        :, 2
-    ]
-    return np.sort(pairs[kept], axis=1), alike[kept]
+        found, distances = np.empty((0, 3), int), np.empty(0)
+        for number, crop in enumerate(CROPS):
+            hits, apart = _search(index, _hashes(thumbnails, usable, crop, turn, axes))
+            found = np.concatenate([found, np.column_stack([hits, np.full(len(hits), number)])])
+            distances = np.concatenate([distances, apart])
+            nearest = _first_of_each_pair(found, distances)
+            found, distances = found[nearest], distances[nearest]
+        likeness = _correlations(thumbnails, usable[found[:, :2]], found[:, 2], turn)
+        pairs = np.concatenate([pairs, usable[found[likeness >= ALIKE, :2]]])
+        alike = np.concatenate([alike, likeness[likeness >= ALIKE]])
+    likest = _first_of_each_pair(pairs, -alike)
+    return np.sort(pairs[likest], axis=1), alike[likest]
 
 
 def _search(index: cKDTree, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (point, indexed one) of different numbers within RADIUS, and their distances."""
-    near = index.query_ball_point(points, RADIUS, workers=-1, return_sorted=False)
-    ones = np.repeat(np.arange(len(points)), [len(others) for others in near])
-    others = np.fromiter(chain.from_iterable(near), int, len(ones))
-    ones, others = ones[ones != others], others[ones != others]
-    return np.column_stack([ones, others]), np.linalg.norm(points[ones] - index.data[others], axis=1)
+    hits, distances = [], []
+    for start in range(0, len(points), CHUNK // 8):
+        near = index.query_ball_point(points[start : start + CHUNK // 8], RADIUS, workers=-1, return_sorted=False)
+        ones = np.repeat(np.arange(start, start + len(near)), [len(others) for others in near])
+        others = np.fromiter(chain.from_iterable(near), int, len(ones))
+        ones, others = ones[ones != others], others[ones != others]
+        hits.append(np.column_stack([ones, others]))
+        distances.append(np.linalg.norm(points[ones] - index.data[others], axis=1))
+    return np.concatenate(hits), np.concatenate(distances)
 
 
 def _first_of_each_pair(found: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Of the rows that begin with the same two indices, in whatever order, the one first in `order`; sorted by pair."""
+    """Of the rows that begin with the same two indices, in whatever order, the number of the one first in `order`;
+    sorted by pair."""
     low, high = np.sort(found[:, :2], axis=1).T
     sorted_rows = np.lexsort((order, high, low))
     low, high = low[sorted_rows], high[sorted_rows]
     new = np.r_[True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])][: len(found)]
-    return found[sorted_rows[new]]
+    return sorted_rows[new]
 
 
 def _structured(thumbnails: np.ndarray) -> np.ndarray:
