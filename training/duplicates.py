@@ -140,9 +140,11 @@ def _spectra(images: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def _principal_axes(thumbnails: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """The AXES directions in which the hashes of (at most some thousands of) the images differ most."""
+    """The AXES directions in which the hashes of (at most some thousands of) the images differ most; few images do so
+    in fewer directions, so their crops have a say there."""
     sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), 4096)).astype(int)]
-    spectra = _spectra(thumbnails[sample], CROPS[0])
+    crops = CROPS if len(sample) < 2 * AXES else CROPS[:1]
+    spectra = np.concatenate([_spectra(thumbnails[sample], crop) for crop in crops])
     return np.linalg.svd(spectra - spectra.mean(axis=0), full_matrices=False)[2][:AXES].T
 
 

@@ -31,6 +31,13 @@ def test_every_kind_of_copy_is_found_and_nothing_else(pictures, kind):
     assert found(pictures + [copy_of(picture, kind) for picture in pictures]) == {(n, n + 40) for n in range(40)}
 
 
+@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_every_kind_of_copy_is_found_among_few_images(pictures, kind, count):
+    few = pictures[:count]
+    assert found(few + [copy_of(picture, kind) for picture in few]) == {(n, n + count) for n in range(count)}
+
+
 def test_planted_copies_among_the_phantom_s_frames(demo):
     """200 copies of all kinds: at least 98 % are found, and at most 1 % of the pairs are of different patients."""
     rows = load_data(phantom_folder())
