@@ -118,7 +118,7 @@ def test_a_model_without_names_knows_its_images_by_their_pixels(hub, client, war
 
 
 def test_its_data_set_is_the_one_that_its_folder_gives(hub, client, ward):
-    words = ["--dataset", "clinic/frames", "--data", ward / "home", "--i-have-the-rights"]
+    words = ["--dataset", "clinic/wards", "--data", ward / "home", "--i-have-the-rights"]
     assert client.run("push", ward / "m", "--repo", "clinic/both", *words).code == 0
     client.read("from training.hub import model_folder; model_folder('clinic/both')")
     told = client.run("push", client.here / "models" / "both", "--repo", "clinic/both", *words)
