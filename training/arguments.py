@@ -235,7 +235,8 @@ class RecipeParser(HfArgumentParser):
 def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArguments, TrainingArguments, dict]:
     """Parse `recipe.yaml [--key value ...]`; a key on the command line wins over the file.
 
-    Also returns the recipe in force: all of the project's own keys, and those of transformers' that were given.
+    Also returns the recipe in force: all of the project's own keys, output_dir, and those of transformers' that were
+    given.
     Raises InputError on a missing or malformed file, an unknown key and an unfit value.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -273,7 +274,8 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     used = training_args.to_dict()
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model
-    return data_args, model_args, training_args, in_force | {key: used[key] for key in given if key in used}
+    in_force |= {key: used[key] for key in [*given, "output_dir"] if key in used}
+    return data_args, model_args, training_args, in_force
 
 
 def _require_ranges(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> None:

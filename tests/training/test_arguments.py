@@ -34,6 +34,13 @@ def test_the_recipe_in_force_read_again_is_the_same(tmp_path, recipe):
     assert again == first
 
 
+def test_a_recipe_without_a_model_folder_is_in_force_with_the_one_that_is_made(recipe):
+    file = recipe("data: here\nmodel_name_or_path: scratch:resnet-18\n")
+    in_force = read_recipe([file])[-1]
+    assert in_force["output_dir"] == "models/new"
+    assert in_force == read_recipe([file, "--output_dir", "models/new"])[-1]
+
+
 @pytest.mark.parametrize("name", ["phantom", "study", "default"])
 def test_every_recipe_can_be_read(name):
     data_args, _, training_args, _ = read_recipe([str(RECIPES / f"{name}.yaml"), "--data", "here"])
