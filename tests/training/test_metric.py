@@ -199,6 +199,30 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
         assert bounds == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 
+@pytest.mark.parametrize("well", [5, 15])
+def test_at_a_stated_prevalence_a_predictive_value_of_1_is_no_surer_than_the_specificity_behind_it(well):
+    truth = np.repeat([1, 0], [40, well])
+    told = compute(np.eye(2)[truth], truth, prevalence=0.05)
+    low, high = told["ci95"]["ppv"]
+    false = 1 - binomtest(well, well).proportion_ci().low
+    assert (told["ppv"], high) == (1, 1)
+    assert low == pytest.approx(0.05 / (0.05 + false * 0.95), rel=0.005)
+
+
+def test_at_a_stated_prevalence_a_predictive_value_of_0_is_no_surer_than_the_sensitivity_behind_it():
+    truth, decided = np.repeat([1, 0], [5, 40]), np.repeat([0, 1, 0], [5, 20, 20])
+    told = compute(np.eye(2)[decided], truth, prevalence=0.05)
+    low, high = told["ci95"]["ppv"]
+    assert (told["ppv"], low) == (0, 0)
+    assert 0.05 * 0.522 / (0.05 * 0.522 + 0.5 * 0.95) < high < 0.1
+
+
+def test_at_a_stated_prevalence_one_healthy_patient_tells_nothing_of_a_predictive_value():
+    truth, decided = np.repeat([1, 0], [40, 4]), np.repeat([1, 0], [42, 2])
+    told = compute(np.eye(2)[decided], truth, groups=np.minimum(np.arange(44), 40), prevalence=0.05)
+    assert told["ci95"]["ppv"] == [0, 1]
+
+
 def test_of_one_patient_nothing_is_told_of_others():
     score, truth = np.array([0.9, 0.8, 0.4, 0.2, 0.6, 0.1, 0.2, 0.7]), np.repeat([1, 0], 4)
     told = compute(np.c_[1 - score, score], truth, groups=np.repeat([0, 1, 2], [4, 2, 2]))["ci95"]

@@ -60,7 +60,6 @@ def of_confusion(confusion, prevalence=None):
         specificity = 1 - (columns - hits) / (n[:, None] - rows)
         precision, f1 = hits / columns, 2 * hits / (rows + columns)
         share = rows[:, -1] / n if prevalence is None else prevalence
-        found, spared = sensitivity[:, -1] * share, specificity[:, -1] * (1 - share)
         covariance = hits.sum(axis=1) * n - (rows * columns).sum(axis=1)
         spread = (n**2 - (rows**2).sum(axis=1)) * (n**2 - (columns**2).sum(axis=1))
         return {
@@ -69,14 +68,23 @@ def of_confusion(confusion, prevalence=None):
             "sensitivity": sensitivity[:, -1],
             "specificity": specificity[:, -1],
             "precision": precision[:, -1],
-            "ppv": found / (found + (1 - specificity[:, -1]) * (1 - share)),
-            "npv": spared / (spared + (1 - sensitivity[:, -1]) * share),
+            "ppv": predictive_value(sensitivity[:, -1], specificity[:, -1], share),
+            "npv": predictive_value(specificity[:, -1], sensitivity[:, -1], 1 - share),
             "mcc": covariance / np.sqrt(spread),
             "f1_of_class": f1,
             "sensitivity_of_class": sensitivity,
             "specificity_of_class": specificity,
             "precision_of_class": precision,
         }
+
+
+def predictive_value(found, spared, share):
+    """How many of those called so are so, by Bayes' rule, where `share` of all are.
+
+    found and spared: the shares called right, of those that are so and of the others.
+    """
+    right = found * share
+    return right / (right + (1 - spared) * (1 - share))
 
 
 def interval(values):

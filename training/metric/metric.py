@@ -17,6 +17,7 @@ from .bootstrap import calibration_error
 from .bootstrap import chance_errors
 from .bootstrap import interval
 from .bootstrap import of_confusion
+from .bootstrap import predictive_value
 from .bootstrap import squared_errors
 from .bootstrap import widened
 
@@ -93,7 +94,7 @@ class ChestOpacityMetric(evaluate.Metric):
         if draws:
             drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
             told["ci95"] = _arranged(drawn, labels, interval)
-            _widen(told["ci95"], groups, truth, decided, labels)
+            _widen(told, groups, truth, decided, prevalence)
             told["ece_by_chance"] = interval(chance_errors(probabilities, groups, CHANCE_DRAWS, seed))
         return told
 
@@ -135,19 +136,21 @@ def _arranged(values, labels, form):
     return told | {"f1": of_class("f1"), "per_class": {name: of_class(name) for name in PER_CLASS}}
 
 
-def _widen(intervals, groups, truth, decided, labels):
+def _widen(told, groups, truth, decided, prevalence):
     """Do not be surer of shares than the groups that they are of allow, in place; see `widened`.
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
     independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
     is no surer than the class of fewest groups; a correlation of 1 is as sure as the shares behind it. Of one group
-    nothing is told of others, also by a correlation, a Brier score and a calibration error.
+    nothing is told of others, also by a correlation, a Brier score and a calibration error. Predictive values are
+    shares of the groups called so at the images' own prevalence only; see `_widen_predictive_values`.
     """
+    labels, intervals = told["labels"], told["ci95"]
 
     def counts(chosen):
         return [len(np.unique(groups[each])) for each in chosen]
 
-    classes, per_class = range(len(labels)), intervals["per_class"]
+    classes = range(len(labels))
     of_class, others, called, not_called = (
         counts(which(values, label) for label in classes)
         for values in (truth, decided)
@@ -160,10 +163,11 @@ def _widen(intervals, groups, truth, decided, labels):
         (intervals, "balanced_accuracy", min(of_class)),
         (intervals, "sensitivity", of_class[-1]),
         (intervals, "specificity", others[-1]),
-        *((intervals, name, called[-1]) for name in ("precision", "ppv")),
-        (intervals, "npv", not_called[-1]),
+        (intervals, "precision", called[-1]),
         *((intervals, name, min(pairs)) for name in ("roc_auc", "average_precision")),
     ]
+    if prevalence is None:
+        shares += [(intervals, "ppv", called[-1]), (intervals, "npv", not_called[-1])]
     if intervals["mcc"] is not None and intervals["mcc"][0] == 1:
         shares.append((intervals, "mcc", min(of_class)))
     elif intervals["mcc"] is not None and min(of_class) == 1:
@@ -173,11 +177,42 @@ def _widen(intervals, groups, truth, decided, labels):
     by_class = {"sensitivity": of_class, "specificity": others, "precision": called}
     by_class |= {"roc_auc": pairs, "average_precision": pairs, "f1": either}
     for name, numbers in by_class.items():
-        told = intervals["f1"] if name == "f1" else per_class[name]
-        shares += [(told, label, n) for label, n in zip([*labels, "macro"], [*numbers, min(numbers)], strict=True)]
-    for told, name, number in shares:
-        if told[name] is not None:
-            told[name] = widened(told[name], number)
+        bounds = intervals["f1"] if name == "f1" else intervals["per_class"][name]
+        shares += [(bounds, label, n) for label, n in zip([*labels, "macro"], [*numbers, min(numbers)], strict=True)]
+    for bounds, name, number in shares:
+        if bounds[name] is not None:
+            bounds[name] = widened(bounds[name], number)
+    if prevalence is not None:
+        _widen_predictive_values(told, prevalence, 1 in (of_class[-1], others[-1]))
+
+
+def _widen_predictive_values(told, prevalence, alone):
+    """Of ppv and npv at that prevalence, in place; alone: the images of either kind are of one group.
+
+    Where every draw gave 1, or 0, one of the two shares that it is made of was so in every draw, and is put at the
+    bound of its interval; how far the other may be off at once is as in an interval of a ratio (Donner and Zou, Stat.
+    Methods Med. Res. 2012, 21:347).
+    """
+
+    def least(value, bound):
+        return float(np.sqrt(bound * (2 * value - bound)))
+
+    intervals = told["ci95"]
+    for name, found, spared, share in (
+        ("ppv", "sensitivity", "specificity", prevalence),
+        ("npv", "specificity", "sensitivity", 1 - prevalence),
+    ):
+        if intervals[name] is None:
+            continue
+        low, high = intervals[name]
+        if low == 1:
+            low = predictive_value(least(told[found], intervals[found][0]), intervals[spared][0], share)
+        elif high == 0:
+            false = least(1 - told[spared], 1 - intervals[spared][1])
+            high = predictive_value(intervals[found][1], 1 - false, share)
+        elif alone:
+            low, high = 0.0, 1.0
+        intervals[name] = [low, high]
 
 
 def _number(value):
