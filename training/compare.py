@@ -35,7 +35,8 @@ def compare(
     Of each model: its numbers from the metric, its probabilities (images, classes) and the classes that it calls;
     groups are names or numbers. Returns {"difference": {name: value}, "ci95": {name: [low, high]}, "roc_auc_p": the p
     value of `delong`}; None where the images do not define a number. One group tells nothing of others: the interval of
-    a number that rests on it alone is [-1, 1].
+    a number that rests on it alone is [-1, 1]. Where every draw gives 0 or 1 for both models, the difference goes as
+    far as their own intervals, from results[...]["ci95"], let it.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     drawn = [bootstrap(p, truth, d, groups, draws, seed) for p, d in zip(probabilities, decided, strict=True)]
@@ -45,11 +46,19 @@ def compare(
     behind |= dict.fromkeys(("balanced_accuracy", "roc_auc", "average_precision"), min(sick, well))
     one, other = results
     defined = {name for name in COMPARED if one[name] is not None and other[name] is not None}
+
+    def between(name):
+        if behind[name] == 1:
+            return [-1.0, 1.0]
+        bounds = [interval(each[name]) for each in drawn]
+        if all(each in ([0.0, 0.0], [1.0, 1.0]) for each in bounds):
+            mine, its = one["ci95"][name], other["ci95"][name]
+            return [mine[0] - its[1], mine[1] - its[0]]
+        return interval(drawn[0][name] - drawn[1][name])
+
     told = {
         "difference": {name: one[name] - other[name] if name in defined else None for name in COMPARED},
-        "ci95": {
-            name: [-1.0, 1.0] if behind[name] == 1 else interval(drawn[0][name] - drawn[1][name]) for name in COMPARED
-        },
+        "ci95": {name: between(name) for name in COMPARED},
         "roc_auc_p": None,
     }
     if probabilities[0].shape[1] == 2 and "roc_auc" in defined:

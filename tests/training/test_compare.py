@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from training.compare import compare, delong
@@ -79,3 +80,14 @@ def test_one_patient_does_not_tell_which_model_is_better_for_others():
         ]
         told = compare(results, probabilities, decided, truth, patients)
         assert [told["ci95"][name] for name in names] == [[-1, 1]] * len(names)
+
+
+def test_of_few_patients_whom_both_models_call_right_the_difference_says_how_few():
+    truth = np.repeat([1, 0], [20, 3])
+    probabilities = [np.eye(2)[truth] * 0.8 + 0.1] * 2
+    result = load_metric().compute(predictions=probabilities[0], references=truth)
+    told = compare([result] * 2, probabilities, [truth] * 2, truth, np.arange(23))
+    most = 1 - binomtest(3, 3).proportion_ci().low
+    for name in ("specificity", "roc_auc"):
+        assert told["difference"][name] == 0
+        assert told["ci95"][name] == pytest.approx([-most, most])

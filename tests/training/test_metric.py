@@ -199,6 +199,29 @@ def test_of_few_patients_who_are_all_right_the_interval_says_how_few():
         assert bounds == pytest.approx([binomtest(4, 4).proportion_ci().low, 1])
 
 
+@pytest.mark.parametrize(
+    ("sick", "found", "well", "spared", "expected"),
+    [(10, 10, 3, 0, [0.346, 0.854]), (20, 14, 3, 3, [0.482, 0.95])],
+)
+def test_balanced_accuracy_is_no_surer_than_a_class_of_few_patients(sick, found, well, spared, expected):
+    truth = np.repeat([1, 0], [sick, well])
+    decided = np.repeat([1, 0, 1, 0], [found, sick - found, well - spared, spared])
+    told = compute(np.eye(2)[decided], truth)["ci95"]
+    assert told["balanced_accuracy"] == pytest.approx(expected, abs=0.005)
+    assert told["per_class"]["sensitivity"]["macro"] == told["per_class"]["specificity"]["macro"]
+    assert told["per_class"]["sensitivity"]["macro"] == told["balanced_accuracy"]
+
+
+def test_means_of_three_classes_are_no_surer_than_one_of_few_patients():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [40, 40, 3])
+    likely = np.where(rng.random(83) < 0.8, truth, 1 - truth) * (truth < 2) + 2 * (truth == 2)
+    told = compute(np.eye(3)[likely], truth)
+    least = binomtest(3, 3).proportion_ci().low
+    for name in ("balanced_accuracy", "roc_auc", "average_precision"):
+        assert told["ci95"][name][0] < told[name] - 0.9 * (1 - least) / 3, name
+
+
 @pytest.mark.parametrize("well", [5, 15])
 def test_at_a_stated_prevalence_a_predictive_value_of_1_is_no_surer_than_the_specificity_behind_it(well):
     truth = np.repeat([1, 0], [40, well])

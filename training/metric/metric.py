@@ -5,6 +5,8 @@ clips), because images of one group are not independent: Field and Welsh, Bootst
 Soc. B 2007, 69:369.
 """
 
+from copy import deepcopy
+
 import datasets
 import evaluate
 import numpy as np
@@ -141,11 +143,15 @@ def _widen(told, groups, truth, decided, prevalence):
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
     independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
-    is no surer than the class of fewest groups; a correlation of 1 is as sure as the shares behind it. Of one group
-    nothing is told of others, also by a correlation, a Brier score and a calibration error. Predictive values are
-    shares of the groups called so at the images' own prevalence only; see `_widen_predictive_values`.
+    is no surer than the class of fewest groups, see also `_widened_mean`; a correlation of 1 is as sure as the shares
+    behind it. Of one group nothing is told of others, also by a correlation, a Brier score and a calibration error.
+    Predictive values are shares of the groups called so at the images' own prevalence only; see
+    `_widen_predictive_values`.
     """
     labels, intervals = told["labels"], told["ci95"]
+    means = {"sensitivity": "balanced_accuracy"}
+    if len(labels) > 2:
+        means |= {"roc_auc": "roc_auc", "average_precision": "average_precision"}
 
     def counts(chosen):
         return [len(np.unique(groups[each])) for each in chosen]
@@ -176,14 +182,36 @@ def _widen(told, groups, truth, decided, prevalence):
         intervals |= {"brier": [0.0, 1.0 if len(labels) == 2 else 2.0], "ece": [0.0, 1.0]}
     by_class = {"sensitivity": of_class, "specificity": others, "precision": called}
     by_class |= {"roc_auc": pairs, "average_precision": pairs, "f1": either}
+    drawn = deepcopy(intervals)
     for name, numbers in by_class.items():
-        bounds = intervals["f1"] if name == "f1" else intervals["per_class"][name]
+        bounds = _of_class(intervals, name)
         shares += [(bounds, label, n) for label, n in zip([*labels, "macro"], [*numbers, min(numbers)], strict=True)]
     for bounds, name, number in shares:
         if bounds[name] is not None:
             bounds[name] = widened(bounds[name], number)
+    for name in by_class:
+        values, bounds, before = (_of_class(each, name) for each in (told, intervals, drawn))
+        if bounds["macro"] is not None and any(bounds[label] != before[label] for label in labels):
+            bounds["macro"] = _widened_mean(bounds["macro"], labels, values, bounds)
+            if name in means:
+                intervals[means[name]] = _widened_mean(intervals[means[name]], labels, values, bounds)
     if prevalence is not None:
         _widen_predictive_values(told, prevalence, 1 in (of_class[-1], others[-1]))
+
+
+def _of_class(told, name):
+    return told["f1"] if name == "f1" else told["per_class"][name]
+
+
+def _widened_mean(mean, labels, values, bounds):
+    """The interval `mean` of a mean of classes, as wide at least as those of the classes make it.
+
+    Their distances from the values add up as deviations do (Zou and Donner, Stat. Med. 2008, 27:1693).
+    """
+    below, above = (
+        sum((values[label] - bounds[label][side]) ** 2 for label in labels) ** 0.5 / len(labels) for side in (0, 1)
+    )
+    return [min(mean[0], max(0.0, values["macro"] - below)), max(mean[1], min(1.0, values["macro"] + above))]
 
 
 def _widen_predictive_values(told, prevalence, alone):
