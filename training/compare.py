@@ -35,8 +35,8 @@ def compare(
     Of each model: its numbers from the metric, its probabilities (images, classes) and the classes that it calls;
     groups are names or numbers. Returns {"difference": {name: value}, "ci95": {name: [low, high]}, "roc_auc_p": the p
     value of `delong`}; None where the images do not define a number. One group tells nothing of others: the interval of
-    a number that rests on it alone is [-1, 1]. Where every draw gives 0 or 1 for both models, the difference goes as
-    far as their own intervals, from results[...]["ci95"], let it.
+    a number that rests on it alone, or that no draw defines, is [-1, 1]. Where every draw gives 0 or 1 for both models,
+    the difference goes as far as their own intervals, from results[...]["ci95"], let it.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     drawn = [bootstrap(p, truth, d, groups, draws, seed) for p, d in zip(probabilities, decided, strict=True)]
@@ -54,7 +54,8 @@ def compare(
         if all(each in ([0.0, 0.0], [1.0, 1.0]) for each in bounds):
             mine, its = one["ci95"][name], other["ci95"][name]
             return [mine[0] - its[1], mine[1] - its[0]]
-        return interval(drawn[0][name] - drawn[1][name])
+        apart = interval(drawn[0][name] - drawn[1][name])
+        return [-1.0, 1.0] if apart is None and name in defined else apart
 
     told = {
         "difference": {name: one[name] - other[name] if name in defined else None for name in COMPARED},

@@ -91,3 +91,13 @@ def test_of_few_patients_whom_both_models_call_right_the_difference_says_how_few
     for name in ("specificity", "roc_auc"):
         assert told["difference"][name] == 0
         assert told["ci95"][name] == pytest.approx([-most, most])
+
+
+def test_the_difference_over_many_classes_of_one_patient_each_can_be_anything():
+    truth = np.array([*range(14), 13])
+    decided = [truth, np.where(truth == 0, 1, truth)]
+    probabilities = [np.eye(14)[each] for each in decided]
+    results = [load_metric().compute(predictions=each, references=truth) for each in probabilities]
+    told = compare(results, probabilities, decided, truth, np.arange(15))
+    assert told["difference"]["balanced_accuracy"] == pytest.approx(1 / 14)
+    assert told["ci95"]["balanced_accuracy"] == [-1, 1]

@@ -1,3 +1,5 @@
+import re
+
 import evaluate
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from sklearn import metrics
 
 from training.measure import METRIC, load_metric
 from training.metric.bootstrap import bootstrap, calibration_error, calibration_gaps, chance_errors, interval
+from training.tables import classification_tables
 
 
 def case(seed: int = 0, n: int = 120, classes: int = 2, groups: int = 25):
@@ -256,6 +259,16 @@ def test_of_one_patient_nothing_is_told_of_others():
     assert alone["mcc"] == [-1, 1]
     for name in ("accuracy", "specificity", "precision", "npv", "roc_auc", "brier", "ece"):
         assert alone[name] == [0, 1], name
+
+
+def test_each_number_of_many_classes_of_one_patient_each_has_an_interval():
+    truth = np.arange(12)
+    told = compute(np.eye(12)[[1, 0, *truth[2:]]], truth)
+    assert told["balanced_accuracy"] == pytest.approx(10 / 12)
+    assert told["ci95"]["balanced_accuracy"] == [0, 1]
+    of_class = [told["ci95"]["f1"], *told["ci95"]["per_class"].values()]
+    assert all(each["macro"] for each in of_class)
+    assert re.search(r"balanced_accuracy +0.833 +0.000 - 1.000", classification_tables(told))
 
 
 def test_the_order_of_images_that_are_given_the_same_does_not_matter():

@@ -146,12 +146,20 @@ def _widen(told, groups, truth, decided, prevalence):
     is no surer than the class of fewest groups, see also `_widened_mean`; a correlation of 1 is as sure as the shares
     behind it. Of one group nothing is told of others, also by a correlation, a Brier score and a calibration error.
     Predictive values are shares of the groups called so at the images' own prevalence only; see
-    `_widen_predictive_values`.
+    `_widen_predictive_values`. What no draw defines, such as a mean of many classes of a group each, can be anything.
     """
     labels, intervals = told["labels"], told["ci95"]
     means = {"sensitivity": "balanced_accuracy"}
     if len(labels) > 2:
         means |= {"roc_auc": "roc_auc", "average_precision": "average_precision"}
+
+    for values, bounds in (
+        (told, intervals),
+        *((_of_class(told, name), _of_class(intervals, name)) for name in ("f1", *PER_CLASS)),
+    ):
+        for name in bounds:
+            if bounds[name] is None and values[name] is not None:
+                bounds[name] = [-1.0 if name == "mcc" else 0.0, 1.0]
 
     def counts(chosen):
         return [len(np.unique(groups[each])) for each in chosen]
