@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 from space.errors import InputError
 
@@ -46,27 +48,41 @@ def require_processes(found: int, here: int, use_cpu: bool) -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process goes ahead, and the others find in the cache what it has made; also when it has failed."""
+    """The main process goes ahead, and the others find what it has made; also when it has failed.
+
+    They wait for it as long as it takes.
+    """
     state = PartialState()
+    wait = partial(distributed.barrier, _patient()) if state.num_processes > 1 else lambda: None
     try:
         if not state.is_main_process:
-            state.wait_for_everyone()
+            wait()
         yield
     finally:
         if state.is_main_process:
-            state.wait_for_everyone()
+            wait()
 
 
 def from_main_process(make: Callable[[], T]) -> T:
-    """What `make` gives in the main process, or the InputError that it raises there, in all of them."""
+    """What `make` gives in the main process, or the InputError that it raises there, in all of them.
+
+    The others wait for it as long as it takes.
+    """
     state, told = PartialState(), [None]
+    group = _patient() if state.num_processes > 1 else None
     if state.is_main_process:
         try:
             told = [make()]
         except InputError as error:
             told = [error]
     if state.num_processes > 1:
-        broadcast_object_list(told)
+        distributed.broadcast_object_list(told, group=group)
     if isinstance(told[0], InputError):
         raise told[0]
     return told[0]
+
+
+@cache
+def _patient() -> distributed.ProcessGroup:
+    """All processes, which make it together, to wait in for the main one: elsewhere torch gives up in half an hour."""
+    return distributed.new_group(timeout=timedelta(days=7), backend="gloo")

@@ -120,20 +120,20 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     trainer.model = trainer.whole(model)  # also where only its head was trained
     history = _history(trainer, final.name, _balancing(data, data_args))
     history |= _learned_from(data, has_seen_nobody(base.model_name_or_path), recipe)
-    if training_args.process_index == 0:
-        with writing(final):
-            _save(work / "model", trainer, data, learned, recipe, history)
-            _keep_seen(work, work / "model", trainer.state)
-            if model_args.keep_start:
-                say(f"\n{_keep_start(work / 'model', base, fitted['train'])}")
-            _judge(work / "model", data.parts, model_args, say)
-            shutil.rmtree(final, ignore_errors=True)
-            move_into_place(work / "model", final)
-            shutil.rmtree(work)
-        say(f"\nmodel folder: {final}")
-        if saves:
-            saves.push(final)
-    trainer.accelerator.wait_for_everyone()
+    with main_process_first():
+        if training_args.process_index == 0:
+            with writing(final):
+                _save(work / "model", trainer, data, learned, recipe, history)
+                _keep_seen(work, work / "model", trainer.state)
+                if model_args.keep_start:
+                    say(f"\n{_keep_start(work / 'model', base, fitted['train'])}")
+                _judge(work / "model", data.parts, model_args, say)
+                shutil.rmtree(final, ignore_errors=True)
+                move_into_place(work / "model", final)
+                shutil.rmtree(work)
+            say(f"\nmodel folder: {final}")
+            if saves:
+                saves.push(final)
     return final
 
 
