@@ -85,6 +85,15 @@ class RowGroups:
         return np.concatenate([stretch[start : start + self.batch] for start in starts for stretch in stretches])
 
 
+def pass_seed() -> None:
+    """Draw from torch's generator, and drop, the seed that a data loader without workers draws whenever it is read.
+
+    One whose workers stay draws it once a process, so what is drawn afterwards would depend on the number of workers,
+    and on whether the fit was stopped.
+    """
+    torch.empty((), dtype=torch.int64).random_()
+
+
 class EpochSampler(Sampler):
     """The keys of one epoch in their order.
 
@@ -114,6 +123,7 @@ class EpochSampler(Sampler):
         return -(-self.rows // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
+        pass_seed()
         rng, rows = np.random.default_rng([self.seed, self.epoch]), self.rows
         order = rng.permutation(rows) if self.shares is None else rng.choice(rows, rows, p=self.shares)
         if self.row_groups:

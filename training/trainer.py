@@ -13,6 +13,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -27,7 +28,7 @@ from space.errors import InputError
 from training.arguments import ModelArguments, TrainingArguments
 from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal, Stopwatch
 from training.ema import average_weights
-from training.examples import EpochSampler, Examples, RowGroups
+from training.examples import EpochSampler, Examples, RowGroups, pass_seed
 from training.features import PIECE, Features, HeadOnly, extract
 from training.loss import class_weights, classification_loss
 from training.mixing import mix, mix_amplitudes
@@ -112,6 +113,11 @@ class ClassifierTrainer(Trainer):
             gathered.load_state_dict(weights)
         return gathered
 
+    def _get_dataloader(self, *args, **settings) -> DataLoader:
+        loader = super()._get_dataloader(*args, **settings)
+        loader.base_dataloader.generator = torch.Generator()  # what it draws is no chance of the fit; see pass_seed
+        return loader
+
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size
@@ -185,6 +191,7 @@ class ClassifierTrainer(Trainer):
 
     def evaluate(self, *args, **settings) -> dict[str, float]:
         self._require_last_loss()
+        pass_seed()
         metrics = super().evaluate(*args, **settings)
         _require_number("validation loss", metrics["eval_loss"], self.state.global_step, self._get_learning_rate())
         return metrics

@@ -79,6 +79,26 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
         assert distance(whole, same) == 0
 
 
+@pytest.mark.parametrize("step", [2, 3], ids=["after an epoch", "within an epoch"])
+def test_a_stopped_fit_of_mixed_images_ends_with_workers_as_a_whole_one_without(parts, small_base, tmp_path, step):
+    few = {part: parts[part].select(range(16)) for part in ("train", "validation")}
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "mixup": 0.4, "load_best_model_at_end": False}
+    _, whole = fit(few, small_base, tmp_path / "whole", dataloader_num_workers=0, **settings)
+    stopped, _ = make(few, small_base, tmp_path / "stopped", dataloader_num_workers=1, **settings)
+    taken = stopped.training_step
+
+    def interrupted(*given):
+        stopped.stop.asked = stopped.state.global_step == step - 1
+        return taken(*given)
+
+    stopped.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert stopped.state.global_step == step
+    _, same = fit(few, small_base, tmp_path / "stopped", dataloader_num_workers=1, **settings)
+    assert distance(whole, same) == 0
+
+
 @pytest.mark.parametrize("length", [{"num_train_epochs": 2}, {"num_train_epochs": 1.5}, {"max_steps": 6}], ids=str)
 def test_a_fit_that_had_ended_takes_no_further_step(parts, small_base, tmp_path, length):
     """As when what comes after it was killed; also where the best checkpoint is not the last, or an epoch not whole."""
