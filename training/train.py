@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from datasets import Dataset, Value, concatenate_datasets
+from filelock import FileLock
 from transformers import Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
@@ -43,7 +44,7 @@ from training.model import load_base, tells_these
 from training.nameless import without_places
 from training.outputs import move_into_place, place_of, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
-from training.processes import main_process_first
+from training.processes import from_main_process, main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
@@ -195,10 +196,14 @@ def _pretrain(recipe: dict, args: TrainingArguments, say: Callable) -> Path:
     given = [f"--{key}={recipe[key]}" for key in COMPUTED if key in recipe]
     *parsed, first = read_recipe([str(file), "--model_name_or_path", base, *given])
     folder = Path(parsed[-1].output_dir)
-    if not folder.exists():
-        say(f"first {folder}, by {file}\n")
-        train(*parsed, first)
-        say("\nnow the model itself")
+    with ExitStack() as held:
+        if args.process_index == 0 and not folder.exists():
+            with writing(folder):  # one run makes it, and those beside it, such as of other folds, wait
+                held.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
+        if not from_main_process(folder.exists):
+            say(f"first {folder}, by {file}\n")
+            train(*parsed, first)
+            say("\nnow the model itself")
     again = "move it away, and it is made anew"
     if _recipe_of(folder, args) != {key: value for key, value in first.items() if key not in COMPUTED}:
         raise InputError(f"{folder}: found another model than that of {file} and the base {base}; {again}")

@@ -1,5 +1,6 @@
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -349,6 +350,26 @@ def test_a_base_is_first_trained_as_the_command_says_and_is_the_same_however_it_
     (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(made | {"seed": 7}))
     with pytest.raises(InputError, match="first: found another model than that of "):
         pretrained()
+
+
+def test_folds_side_by_side_train_their_base_once(small_home, small_base, tmp_path, capfd):
+    first = {"data": str(small_home), "model_name_or_path": "microsoft/resnet-50", "image_size": 32}
+    first |= {"max_steps": 1, "output_dir": str(tmp_path / "first")}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
+
+    def start():
+        command = [PHANTOM, "--pretrain", str(tmp_path / "first.yaml"), "--model_name_or_path", str(small_base)]
+        *_, args, recipe = read_recipe(command)
+        train._pretrain(recipe, args, print)
+
+    folds = [multiprocessing.get_context("fork").Process(target=start) for _ in range(2)]
+    for fold in folds:
+        fold.start()
+    for fold in folds:
+        fold.join()
+    told = capfd.readouterr().out
+    assert [fold.exitcode for fold in folds] == [0, 0]
+    assert (told.count(f"first {tmp_path / 'first'}"), told.count(f"starting from {tmp_path / 'first'}")) == (1, 2)
 
 
 def test_what_a_base_has_learned_from_is_not_taken_for_new(small_model, small_home, tmp_path):
