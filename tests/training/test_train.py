@@ -1,24 +1,28 @@
+import dataclasses
 import errno
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
+import traceback
 from types import SimpleNamespace
 
+import accelerate.commands.launch
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed.run
 import yaml
 from datasets import ClassLabel
 from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
-from tests.conftest import RECIPES, ROOT, SMALL
+from tests.conftest import RECIPES, SMALL
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
@@ -75,14 +79,21 @@ def test_the_saved_model_is_the_best_checkpoint_also_in_place_of_another(small_m
     assert -np.log(given.clip(1e-6)).mean() == pytest.approx(min(losses.values()), abs=2e-3)
 
 
-def killed_or_ended(train_in_child) -> int:
-    """The signal that ended a child process, or 0."""
+def exit_code(work) -> int:
+    """That of a fork of this process which does some work; of a killed one the signal, as a negative number."""
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        train_in_child()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def dying(function, call: int, after=lambda *arguments: None):
@@ -118,7 +129,7 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
     def die(owner, name, fatal) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fatal)
-            assert killed_or_ended(lambda: train.main(command)) == signal.SIGKILL, name
+            assert exit_code(lambda: train.main(command)) == -signal.SIGKILL, name
         assert os.listdir(tmp_path) == [".m.unfinished"], name
 
     die(torch.optim.AdamW, "step", dying(step, 2))
@@ -445,22 +456,32 @@ def test_a_model_is_made_and_made_again_where_a_link_leads_and_not_in_the_place_
         train.main([*command, "/proc"])
 
 
-def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
+def launch(words) -> None:
+    """`accelerate launch`, whose processes are forks of this one, for each would import for longer than it trains."""
+
+    def forked(config, entrypoint):  # python, with -m MODULE and its words
+        return elastic_launch(dataclasses.replace(config, start_method="fork"), as_python)
+
+    def as_python(*words):
+        sys.argv = list(words[words.index("-m") + 1 :])
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+    torch.distributed.run.elastic_launch, elastic_launch = forked, torch.distributed.run.elastic_launch
+    sys.argv = ["accelerate launch", *words]
+    accelerate.commands.launch.main()
+
+
+def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path, capfd):
     """Also with a last step that is not full and by sharpness-aware steps; they count every validation image once."""
     command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--bf16", "false", "--balance", "class_weight", "--balance_scope", "train"]
-    command += ["--sam_rho", "0.05"]
-    config = str(RECIPES / "accelerate" / "cpu.yaml")
-    launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "training.train", *command]
-        + ["--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "two")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.count("on cpu, 2 process(es)") == 1
-    train.main([*command, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one")])
+    command += ["--sam_rho", "0.05", "--output_dir"]
+    train.main([*command, str(tmp_path / "one"), "--per_device_train_batch_size", "16"])
+    two = ["--config_file", str(RECIPES / "accelerate" / "cpu.yaml"), "-m", "training.train", *command]
+    two += [str(tmp_path / "two"), "--per_device_train_batch_size", "8"]
+    assert exit_code(lambda: launch(two)) == 0
+    told = capfd.readouterr()
+    assert told.out.count("on cpu, 2 process(es)") == 1, told.err
     assert distance(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
     one, two = (json.loads((tmp_path / name / "eval" / "training.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
