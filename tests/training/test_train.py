@@ -125,9 +125,11 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
     """
     command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL]
     step = torch.optim.AdamW.step
+    prepared = train.prepare(read_recipe(command)[0])  # once, for all but the run that ends
 
     def die(owner, name, fatal) -> None:
         with monkeypatch.context() as patch:
+            patch.setattr(train, "prepare", lambda _: prepared)
             patch.setattr(owner, name, fatal)
             assert exit_code(lambda: train.main(command)) == -signal.SIGKILL, name
         assert os.listdir(tmp_path) == [".m.unfinished"], name
@@ -144,15 +146,16 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
         return step(*arguments, **settings)
 
     with monkeypatch.context() as patch:
+        patch.setattr(train, "prepare", lambda _: prepared)
         patch.setattr(torch.optim.AdamW, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.main(command)
-    assert (tmp_path / ".m.unfinished" / "checkpoints" / "checkpoint-3" / "trainer_state.json").is_file()
-    with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.005 where this one has 0.1"):
-        train.main([*command, "--learning_rate", "0.1"])
+        assert (tmp_path / ".m.unfinished" / "checkpoints" / "checkpoint-3" / "trainer_state.json").is_file()
+        with pytest.raises(InputError, match="a stopped run is there with learning_rate: 0.005 where this one has 0.1"):
+            train.main([*command, "--learning_rate", "0.1"])
 
     die(torch.optim.AdamW, "step", dying(step, 1))  # the last one
-    die(train, "write_card", dying(train.write_card, 1))
+    die(train, "measure", dying(train.measure, 1))
     train.main(command)
     assert os.listdir(tmp_path) == ["m"]
     for name in ("model.safetensors", "abstention.safetensors", "split.csv", "eval/test.csv"):
