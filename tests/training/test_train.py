@@ -22,13 +22,17 @@ from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
-from tests.conftest import RECIPES, SMALL
+from space.predictor import Predictor
+from tests.conftest import RECIPES, SMALL, made_once
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
+from training.evaluate import select_rows
 from training.learned import has_seen_nobody
+from training.measure import predict_rows
 from training.phantom import write_phantom
 from training.processes import require_processes
+from training.sources import load_data
 from training.unfinished import difference
 
 PHANTOM = str(RECIPES / "phantom.yaml")
@@ -63,18 +67,22 @@ def test_the_split_is_written_with_every_image_once_and_no_group_twice(small_mod
 
 
 def test_the_saved_model_is_the_best_checkpoint_also_in_place_of_another(small_model, small_home, tmp_path):
-    shutil.copytree(small_model, tmp_path / "m")
-    (tmp_path / "m" / "mine.txt").touch()
+    """Of one that lies where a link leads."""
+    shutil.copytree(small_model, tmp_path / "disk" / "real")
+    (tmp_path / "disk" / "real" / "mine.txt").touch()
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "real")
     train.main(
         [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL, "--overwrite", "true"]
         + ["--num_train_epochs", "4", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
     )
-    assert not (tmp_path / "m" / "mine.txt").exists()
+    assert (tmp_path / "m").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["real"]
+    assert not (tmp_path / "disk" / "real" / "mine.txt").exists()
     history = json.loads((tmp_path / "m" / "eval" / "training.json").read_text())
     losses = {epoch["epoch"]: epoch["val_loss"] for epoch in history["epochs"]}
     assert history["best_epoch"] == min(losses, key=losses.get)
-    evaluate.main([str(tmp_path / "m"), "--data", str(small_home), "--split", "validation", "--name", "validation"])
-    table = pd.read_csv(tmp_path / "m" / "eval" / "validation.csv")
+    rows = select_rows(load_data(small_home), tmp_path / "m", "validation", None)
+    table = predict_rows(Predictor(tmp_path / "m"), rows)
     given = np.where(table["label"] == "sick", table["probability_sick"], table["probability_normal"])
     assert -np.log(given.clip(1e-6)).mean() == pytest.approx(min(losses.values()), abs=2e-3)
 
@@ -236,11 +244,16 @@ def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, 
 
 
 def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base, small_home, tmp_path):
+    """Also where its folder is a link."""
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "real")
     train.main(
         [str(RECIPES / "study.yaml"), "--data", str(small_home), "--output_dir", str(tmp_path / "m")]
-        + ["--model_name_or_path", str(small_base), "--image_size", "64", "--num_train_epochs", "1"]
+        + ["--model_name_or_path", str(small_base), "--image_size", "32", "--num_train_epochs", "1"]
     )
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (tmp_path / "m").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["real"]
+    config = json.loads((tmp_path / "disk" / "real" / "config.json").read_text())
     assert config["architectures"] == ["MlpHeadForImageClassification"]
     assert config["body"]["model_type"] == "bit"
     assert (tmp_path / "m" / "mlp_head.py").is_file()
@@ -253,17 +266,21 @@ def test_the_study_s_recipe_runs_with_no_hub_and_trains_the_head_only(small_base
     assert history["epochs"][0]["learning_rate"] == 1e-4
 
 
-def test_the_default_recipe_runs_from_a_local_folder(small_model, small_home, tmp_path):
-    train.main(
-        [str(RECIPES / "default.yaml"), "--data", str(small_home), "--model_name_or_path", str(small_model)]
-        + ["--output_dir", str(tmp_path / "m"), "--image_size", "64", "--num_train_epochs", "1"]
-    )
-    config = AutoModelForImageClassification.from_pretrained(tmp_path / "m").config
+@pytest.fixture(scope="session")
+def taught_again(small_model, small_home, tmp_path_factory):
+    """A model of the default recipe whose base has learned from images of its test part."""
+    command = [str(RECIPES / "default.yaml"), "--data", str(small_home), "--model_name_or_path", str(small_model)]
+    command += ["--image_size", "64", "--num_train_epochs", "1", "--split_seed", "1", "--strict", "false"]
+    return made_once(tmp_path_factory, "again", lambda folder: train.main([*command, "--output_dir", str(folder)]))
+
+
+def test_the_default_recipe_runs_from_a_local_folder(taught_again):
+    config = AutoModelForImageClassification.from_pretrained(taught_again).config
     assert 0 < config.threshold < 1
     assert config.threshold_origin["rule"] == "youden"
     assert config.threshold_origin["data"].startswith("validation part, ")
     assert "fewer than 20" in config.calibration["reason"]
-    assert yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())["balance"] == "class_weight"
+    assert yaml.safe_load((taught_again / "recipe.yaml").read_text())["balance"] == "class_weight"
 
 
 def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
@@ -286,14 +303,14 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
         "data": str(tmp_path / "many"),
         "validation_share": 0.4,
         "test_share": 0.2,
-        "image_size": 64,
+        "image_size": 32,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,
         "output_dir": str(tmp_path / "first"),
     }
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
     command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_home)]
-    command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "64"]
+    command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "m")]
     train.main([*command, "--model_name_or_path", str(small_model), "--learning_rate", "0", "--weight_decay", "0"])
     given, taken = weights(tmp_path / "first"), weights(tmp_path / "m")
@@ -302,18 +319,22 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     assert told.index(f"first {tmp_path / 'first'}") < told.index(f"starting from {tmp_path / 'first'}")
     assert told.count("50% of the weights are those of the start, whose logits the train part shifts by normal") == 1
     assert yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())["model_name_or_path"] == str(small_model)
-    *_, training_args, recipe = read_recipe([*command, "--model_name_or_path", str(small_model)])
+
+    def pretrained(base):
+        *_, args, recipe = read_recipe([*command, "--model_name_or_path", str(base)])
+        return train._pretrain(recipe, args, print)
+
     older = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
     del older["keep_start"]  # of a version that had no such key
     (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump(older))
-    assert train._pretrain(recipe, training_args, print) == tmp_path / "first"
+    assert pretrained(small_model) == tmp_path / "first"
     with pytest.raises(InputError, match="first: found another model than that of .*move it away"):
-        train.main([*command, "--model_name_or_path", "scratch:resnet-18", "--overwrite", "true"])
+        pretrained("scratch:resnet-18")
     made = tmp_path / "first" / "eval" / "training.json"
     history = json.loads(made.read_text())
     made.write_text(json.dumps(history | {"phantom": "0123456789ab"}))
     with pytest.raises(InputError, match="first: found a model of the phantom as another version drew it; move"):
-        train.main([*command, "--model_name_or_path", str(small_model), "--overwrite", "true"])
+        pretrained(small_model)
     split = pd.read_csv(tmp_path / "m" / "split.csv")
     simulated = pd.read_csv(tmp_path / "many" / "metadata.csv")
     besides = split["split"] == "also"
@@ -322,9 +343,12 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     learned = set().union(*(table["pixels"][table["split"] == "train"] for table in before))
     assert len(learned) > len(simulated) / 2
     assert learned <= set(split["pixels"][split["split"].isin(["train", "also"])])
-    evaluate.main([str(tmp_path / "m"), "--data", str(tmp_path / "many"), "--name", "many"])
-    told = json.loads((tmp_path / "m" / "eval" / "many.json").read_text())
-    assert (told["seen_in_training"], told["elsewhere"]) == (len(simulated), False)
+    assert len(set(split["pixels"][besides])) == len(simulated)
+    evaluate.main(
+        [str(tmp_path / "m"), "--data", str(tmp_path / "many"), "--sites", simulated["site"][0], "--name", "one"]
+    )
+    told = json.loads((tmp_path / "m" / "eval" / "one.json").read_text())
+    assert (told["seen_in_training"], told["elsewhere"]) == (2, False)
     steps = json.loads((tmp_path / "m" / "trainer_state.json").read_text())["global_step"]
     card = (tmp_path / "m" / "README.md").read_text()
     assert f"trained besides on {tmp_path / 'many'}" in card
@@ -386,7 +410,7 @@ def test_folds_side_by_side_train_their_base_once(small_home, small_base, tmp_pa
     assert (told.count(f"first {tmp_path / 'first'}"), told.count(f"starting from {tmp_path / 'first'}")) == (1, 2)
 
 
-def test_what_a_base_has_learned_from_is_not_taken_for_new(small_model, small_home, tmp_path):
+def test_what_a_base_has_learned_from_is_not_taken_for_new(taught_again, small_model, small_home, tmp_path):
     table = pd.read_csv(small_model / "split.csv")
     taught = set(table["pixels"][table["split"] == "train"])
     command = [PHANTOM, "--data", str(small_home), "--output_dir", str(tmp_path / "m"), *SMALL, "--split_seed", "1"]
@@ -394,11 +418,10 @@ def test_what_a_base_has_learned_from_is_not_taken_for_new(small_model, small_ho
     with pytest.raises(InputError, match=rf"{small_model} was trained on \d+ of \d+ images of the test part, images/"):
         train.main(command)
     assert not (tmp_path / "m").exists()
-    train.main([*command, "--strict", "false", "--num_train_epochs", "1"])
-    split = pd.read_csv(tmp_path / "m" / "split.csv")
+    split = pd.read_csv(taught_again / "split.csv")
     seen = split["pixels"][split["split"] == "test"].isin(taught).sum()
-    assert json.loads((tmp_path / "m" / "eval" / "test.json").read_text())["seen_in_training"] == seen > 0
-    leaks = json.loads((tmp_path / "m" / "eval" / "audit.json").read_text())["leaks"]
+    assert json.loads((taught_again / "eval" / "test.json").read_text())["seen_in_training"] == seen > 0
+    leaks = json.loads((taught_again / "eval" / "audit.json").read_text())["leaks"]
     assert f"{small_model} was trained on {seen} of " in leaks[-1]
 
 
@@ -442,21 +465,9 @@ def test_a_place_that_cannot_be_written_is_one_line_at_the_start_and_at_the_end(
     assert not (tmp_path / "m").exists()
 
 
-def test_a_model_is_made_and_made_again_where_a_link_leads_and_not_in_the_place_of_a_disk(
-    small_home, small_base, tmp_path
-):
-    (tmp_path / "disk" / "real").mkdir(parents=True)
-    (tmp_path / "m").symlink_to(tmp_path / "disk" / "real")
-    command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
-    command += ["--max_steps", "1", "--overwrite", "true", "--output_dir"]
-    for _ in range(2):
-        train.main([*command, str(tmp_path / "m")])
-        assert (tmp_path / "m").is_symlink()
-        assert os.listdir(tmp_path / "disk") == ["real"]
-        assert (tmp_path / "disk" / "real" / "model.safetensors").is_file()
-        (tmp_path / "disk" / "real" / "model.safetensors").unlink()
+def test_a_model_is_not_made_in_the_place_of_a_disk(small_home):
     with pytest.raises(InputError, match="^/proc: a disk is mounted there"):
-        train.main([*command, "/proc"])
+        train.main([PHANTOM, "--data", str(small_home), "--overwrite", "true", "--output_dir", "/proc"])
 
 
 def launch(words) -> None:
