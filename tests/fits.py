@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, BitConfig, PreTrainedConfig, ViTImageProcessorPil, set_seed
 
 from training.arguments import ModelArguments, TrainingArguments
+from training.callbacks import LearningCurves
 from training.model import load_base
 from training.trainer import ClassifierTrainer, make_trainer
 from training.unfinished import last_checkpoint
@@ -39,7 +40,9 @@ def make(parts, base, folder, *, balance="none", size=32, freeze="none", augment
     model_args = ModelArguments(str(base), image_size=size, freeze=freeze, augment=augment, head=head)
     set_seed(args.seed)
     model, processor = load_base(model_args, ["normal", "sick"])
-    return make_trainer(model, processor, parts, balance, model_args, args), model
+    trainer = make_trainer(model, processor, parts, balance, model_args, args)
+    trainer.remove_callback(LearningCurves)  # whose picture takes as long as an epoch
+    return trainer, model
 
 
 def fit(parts, base, folder, **settings) -> tuple[ClassifierTrainer, dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from transformers import TrainerState
 from space.errors import InputError
 from tests.fits import distance, fit, make, save_base
 from tests.training.test_model import FAMILIES
-from training.callbacks import LearningCurves, epochs
+from training.callbacks import epochs
 from training.unfinished import last_checkpoint
 
 
@@ -204,7 +204,6 @@ def test_several_processes_wait_for_no_gradient_that_never_comes(parts, tmp_path
 def test_a_full_disk_is_one_line_and_the_fit_goes_on_once_there_is_room(parts, small_base, tmp_path):
     _, whole = fit(parts, small_base, tmp_path / "whole", num_train_epochs=2)
     trainer, _ = make(parts, small_base, tmp_path / "m", num_train_epochs=2)
-    trainer.remove_callback(LearningCurves)  # whose picture would be the first file that finds no room
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def leave_no_room(*_):
