@@ -127,7 +127,9 @@ def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
 
 def test_every_save_ends_with_the_project_s_card_whatever_the_network_does(hub, client, small_home, tmp_path):
     hub.faults = [Fault("/commit/", 500), Fault("validate-yaml", 500)]  # a checkpoint's commit, and that of the card
-    words = command(small_home, "clinic/saves", "--hub_private_repo", "true", "--hub_revision", "next")
+    words = command(
+        small_home, "clinic/saves", "--hub_private_repo", "true", "--hub_revision", "next", "--image_size", "32"
+    )
     told = client.run(*words, cwd=tmp_path)
     assert told.code == 1
     assert (
@@ -150,7 +152,8 @@ def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end_and_has_seen_whom_th
     told = json.loads((base / "eval" / "training.json").read_text())
     (base / "eval" / "training.json").write_text(json.dumps(told | {"synthetic": False}))
     hub.add("model", "clinic/base", base)
-    settings = ["--model_name_or_path", "clinic/base", "--hub_strategy", "end", "--num_train_epochs", "1"]
+    settings = ["--model_name_or_path", "clinic/base", "--hub_strategy", "end"]
+    settings += ["--num_train_epochs", "1", "--image_size", "32"]
     told = client.run(*command(small_home, "end", *settings), cwd=tmp_path)
     assert told.code == 0, told.err
     repository = hub.repository("model", "clinic/end")
