@@ -1,21 +1,18 @@
-import dataclasses
 import errno
 import json
 import multiprocessing
 import os
-import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from types import SimpleNamespace
 
-import accelerate.commands.launch
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.distributed.run
 import yaml
 from datasets import ClassLabel
 from huggingface_hub.repocard import metadata_load
@@ -23,7 +20,7 @@ from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
 from space.predictor import Predictor
-from tests.conftest import RECIPES, SMALL, made_once
+from tests.conftest import RECIPES, ROOT, SMALL, made_once
 from tests.fits import distance, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
@@ -470,32 +467,22 @@ def test_a_model_is_not_made_in_the_place_of_a_disk(small_home):
         train.main([PHANTOM, "--data", str(small_home), "--overwrite", "true", "--output_dir", "/proc"])
 
 
-def launch(words) -> None:
-    """`accelerate launch`, whose processes are forks of this one, for each would import for longer than it trains."""
-
-    def forked(config, entrypoint):  # python, with -m MODULE and its words
-        return elastic_launch(dataclasses.replace(config, start_method="fork"), as_python)
-
-    def as_python(*words):
-        sys.argv = list(words[words.index("-m") + 1 :])
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-    torch.distributed.run.elastic_launch, elastic_launch = forked, torch.distributed.run.elastic_launch
-    sys.argv = ["accelerate launch", *words]
-    accelerate.commands.launch.main()
-
-
-def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path, capfd):
+def test_two_processes_train_the_model_that_one_trains(small_home, small_base, tmp_path):
     """Also with a last step that is not full and by sharpness-aware steps; they count every validation image once."""
     command = [PHANTOM, "--data", str(small_home), "--model_name_or_path", str(small_base), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--bf16", "false", "--balance", "class_weight", "--balance_scope", "train"]
     command += ["--sam_rho", "0.05", "--output_dir"]
     train.main([*command, str(tmp_path / "one"), "--per_device_train_batch_size", "16"])
-    two = ["--config_file", str(RECIPES / "accelerate" / "cpu.yaml"), "-m", "training.train", *command]
-    two += [str(tmp_path / "two"), "--per_device_train_batch_size", "8"]
-    assert exit_code(lambda: launch(two)) == 0
-    told = capfd.readouterr()
-    assert told.out.count("on cpu, 2 process(es)") == 1, told.err
+    config = str(RECIPES / "accelerate" / "cpu.yaml")
+    launched = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "training.train", *command]
+        + [str(tmp_path / "two"), "--per_device_train_batch_size", "8"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("on cpu, 2 process(es)") == 1
     assert distance(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
     one, two = (json.loads((tmp_path / name / "eval" / "training.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
