@@ -18,7 +18,8 @@ from training.listings import GROUPS, LABELS, OURS, PART_OF
 
 
 def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
-    """A data set of the Hub; all of its splits, named in the column split, unless one is asked for.
+    """A data set of the Hub; all of its splits, unless one is asked for. The column split is its own; where that is
+    empty or missing, it names the split that a row is in.
 
     With the option streaming its images stay there, and each is fetched when it is looked at: see `space.remote`.
     """
@@ -109,7 +110,7 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
         "group": [value or path for value, path in zip(text(group), paths, strict=True)],
         "site": text("site" if "site" in features else None),
         "path": paths,
-        "split": [PART_OF.get(split, split)] * len(part),
+        "split": [value or PART_OF.get(split, split) for value in text("split" if "split" in features else None)],
     }
     kept = {picture, label, group, "site", "path", "split", *OURS}
     columns |= {name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value)}

@@ -7,10 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Image
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Picture
 
 from space.remote import ROW_GROUPS
 from tests.fits import distance, weights
+from training.hub_data import read_hub
 from training.sources import load_data
 
 
@@ -126,3 +128,15 @@ def test_images_in_archives_are_refused_in_one_line(hub, client, small_home, tmp
     assert told.code == 1
     assert told.line.startswith(f"error: {place}: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def as_published(folder: Path, features: dict, **columns) -> Dataset:
+    """The rows of a data set as on the Hub, of 2 images of 4 x 4 pixels unless the columns have others."""
+    columns = {"image": [Picture.new("L", (4, 4))] * 2, "label": ["normal", "sick"]} | columns
+    kinds = {"image": Image()} | {name: Value("string") for name in columns if name != "image"} | features
+    Dataset.from_dict(columns, Features(kinds)).to_parquet(folder / "train.parquet")
+    return read_hub(str(folder), {})
+
+
+def test_a_split_that_a_column_gives_comes_before_the_name_of_the_file_that_a_row_is_in(tmp_path):
+    assert list(as_published(tmp_path, {}, split=["Test", None])["split"]) == ["Test", "train"]

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +14,7 @@ from training.arguments import DataArguments
 from training.evaluate import with_pixels
 from training.prepare import prepare
 from training.sources import load_data
-from training.split import PARTS, require_test_part, split
+from training.split import PARTS, deviation, require_test_part, split
 
 
 def sizes_of(parts):
@@ -148,6 +149,19 @@ def test_a_given_split_is_kept_and_a_validation_part_is_taken_from_train(plain):
     assert not set(parts["validation"]["group"]) & set(parts["train"]["group"])
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train valid test", "the parts are as given"),
+        ("train train Test", "the parts are as given, with validation drawn from train"),
+        ("train train train", "the parts are as given, with validation and test drawn from train"),
+    ],
+)
+def test_a_part_that_was_drawn_is_not_called_given(words, told):
+    parts = {part: Dataset.from_dict({"split": [word]}) for part, word in zip(PARTS, words.split(), strict=True)}
+    assert deviation(parts, DataArguments("clips", split_by="column")) == told
+
+
 def test_a_split_that_was_published_is_trained_on_as_it_was(clips, tmp_path):
     """With images of another site, which are measured, and such as balancing had left out."""
     rows = load_data(clips)
@@ -183,7 +197,7 @@ def test_a_given_split_that_leaks_stops_the_run_unless_that_is_allowed(plain, cl
         prepare(DataArguments(**args))
     allowed = prepare(DataArguments(**args, strict=False))
     assert len(allowed.leaks) == 1
-    assert allowed.deviation == "the parts are as given"
+    assert allowed.deviation == "the parts are as given, with validation drawn from train"
 
 
 @given(st.data())
