@@ -88,7 +88,11 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     if not pictures or (labelled and label is None):
         found = ", ".join(features)
         raise InputError(f"{place}: found the columns {found}; expected one of images{', and label' * labelled}")
-    picture = pictures[0]
+    if len(pictures) > 1 and "image" not in pictures:
+        raise InputError(
+            f"{place}: found images in {', '.join(pictures)}; expected one such column, or one named image"
+        )
+    picture = "image" if "image" in pictures else pictures[0]
     names = getattr(features[label], "names", None) if label else None
     group = next((name for name in GROUPS if name in features), None)
 

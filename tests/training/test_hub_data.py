@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 
+from space.errors import InputError
 from space.remote import ROW_GROUPS
 from tests.fits import distance, weights
 from training.hub_data import read_hub
@@ -130,13 +131,30 @@ def test_images_in_archives_are_refused_in_one_line(hub, client, small_home, tmp
     assert not (tmp_path / "out").exists()
 
 
-def as_published(folder: Path, features: dict, **columns) -> Dataset:
-    """The rows of a data set as on the Hub, of 2 images of 4 x 4 pixels unless the columns have others."""
-    columns = {"image": [Picture.new("L", (4, 4))] * 2, "label": ["normal", "sick"]} | columns
-    kinds = {"image": Image()} | {name: Value("string") for name in columns if name != "image"} | features
-    Dataset.from_dict(columns, Features(kinds)).to_parquet(folder / "train.parquet")
+TEXT = Value("string")
+PICTURES = ([Picture.new("L", (4, 4))] * 2, Image())
+
+
+def as_published(folder: Path, **columns: tuple) -> Dataset:
+    """The rows of a data set of the Hub with these columns, (values, feature), and label unless that is among them."""
+    columns = {"label": (["normal", "sick"], TEXT)} | columns
+    features = Features({name: feature for name, (_, feature) in columns.items()})
+    Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features).to_parquet(
+        folder / "0.parquet"
+    )
     return read_hub(str(folder), {})
 
 
-def test_a_split_that_a_column_gives_comes_before_the_name_of_the_file_that_a_row_is_in(tmp_path):
-    assert list(as_published(tmp_path, {}, split=["Test", None])["split"]) == ["Test", "train"]
+def test_a_split_that_a_column_gives_comes_before_that_of_the_file(tmp_path):
+    rows = as_published(tmp_path, image=PICTURES, split=(["Test", None], TEXT))
+    assert list(rows["split"]) == ["Test", "train"]
+
+
+def test_of_several_columns_of_images_the_one_named_image_is_read(tmp_path):
+    rows = as_published(tmp_path, mask=([Picture.new("L", (9, 9))] * 2, Image()), image=PICTURES)
+    assert [image.size for image in rows["image"]] == [(4, 4)] * 2
+
+
+def test_several_columns_of_images_with_other_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="found images in mask, xray; expected one such column, or one named image"):
+        as_published(tmp_path, mask=PICTURES, xray=PICTURES)
