@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import datasets
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -93,15 +93,17 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
             f"{place}: found images in {', '.join(pictures)}; expected one such column, or one named image"
         )
     picture = "image" if "image" in pictures else pictures[0]
-    names = getattr(features[label], "names", None) if label else None
+    if labelled and not isinstance(features[label], Value | ClassLabel):
+        raise InputError(f"{place}: {label} holds more than one value for an image; expected one class for each")
     group = next((name for name in GROUPS if name in features), None)
 
     def text(name: str | None) -> list[str]:
-        return ["" if value is None else str(value) for value in part[name]] if name else [""] * len(part)
+        if name not in features:
+            return [""] * len(part)
+        if isinstance(features[name], ClassLabel):
+            return ["" if value in (None, -1) else features[name].names[value] for value in part[name]]
+        return ["" if value is None else str(value) for value in part[name]]
 
-    labels = text(label)
-    if names:
-        labels = ["" if value in {"", "-1"} else names[int(value)] for value in labels]
     stored = part.cast_column(picture, Image(decode=False))[picture]
     files = [image and (image["path"] or "").rpartition("/")[2] for image in stored]
     numbered = [f"{index}-{file or ''}".rstrip("-") for index, file in enumerate(files)]
@@ -110,14 +112,16 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     if labelled and None in files:
         raise InputError(f"{place}: {files.count(None)} rows hold no image, {paths[files.index(None)]} for one")
     columns = {
-        "label": labels,
+        "label": text(label),
         "group": [value or path for value, path in zip(text(group), paths, strict=True)],
-        "site": text("site" if "site" in features else None),
+        "site": text("site"),
         "path": paths,
-        "split": [value or PART_OF.get(split, split) for value in text("split" if "split" in features else None)],
+        "split": [value or PART_OF.get(split, split) for value in text("split")],
     }
     kept = {picture, label, group, "site", "path", "split", *OURS}
-    columns |= {name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value)}
+    columns |= {
+        name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value | ClassLabel)
+    }
     rows = part.select_columns([picture])
     rows = rows if picture == "image" else rows.rename_column(picture, "image")
     for name, values in columns.items():

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from space.errors import InputError
@@ -158,3 +158,16 @@ def test_of_several_columns_of_images_the_one_named_image_is_read(tmp_path):
 def test_several_columns_of_images_with_other_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="found images in mask, xray; expected one such column, or one named image"):
         as_published(tmp_path, mask=PICTURES, xray=PICTURES)
+
+
+def test_columns_of_classes_are_told_by_their_names(tmp_path):
+    columns = {name: ([1, None], ClassLabel(names=["no", "yes"])) for name in ("label", "patient", "site", "finding")}
+    row, unknown = as_published(tmp_path, image=PICTURES, **columns).remove_columns("image")
+    assert [row[name] for name in ("label", "group", "site", "finding")] == ["yes"] * 4
+    assert [unknown[name] for name in ("label", "group", "site", "finding")] == ["", unknown["path"], "", ""]
+
+
+def test_several_classes_for_an_image_are_refused(tmp_path):
+    labels = ([[0], [0, 1]], List(ClassLabel(names=["effusion", "oedema"])))
+    with pytest.raises(InputError, match="label holds more than one value for an image; expected one class for each"):
+        as_published(tmp_path, image=PICTURES, label=labels)
