@@ -42,7 +42,7 @@ from training.outputs import new_folder
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
 FRAMES = 8  # of a clip, where nothing else is said
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
-DECODERS = {"av", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
+DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
 
@@ -221,9 +221,12 @@ def _survey(place: Path) -> tuple[list[str], str]:
     if is_told(place) and (root / "masks").is_dir():
         columns.append("mask")
         digest.update(str(sorted(mask.relative_to(root) for mask in (root / "masks").rglob("*"))).encode())
-    if of_many:  # what could not be decoded may be with another decoder
+    if of_many:  # another version, or another decoder, may give other frames, or such where there were none
         found = sorted(f"{each.name} {each.version}" for each in distributions() if each.name in DECODERS)
         digest.update(str(found).encode())
+        space = Path(clips.__file__).parent
+        for code in (Path(__file__), space / "clips.py", space / "dicom.py", space / "images.py"):
+            digest.update(code.read_bytes())
     return columns, digest.hexdigest()
 
 

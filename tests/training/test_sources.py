@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
+from space import clips
 from space.errors import InputError
 from space.images import load_image
 from tests.clips import write_clip
@@ -294,6 +296,20 @@ def test_dicom_files_are_read_by_patient_with_all_frames_and_nothing_else_of_the
     assert len(written) == 7
     for secret in (b"Doe", b"1970", b"Secret"):
         assert not any(secret in content for content in written + kept)
+
+
+def test_frames_are_decoded_anew_by_another_version_of_what_decodes_them(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "sick" / "1.dcm", speckle(0, 30, 40))
+    names = ("clips.py", "dicom.py", "images.py")
+    codes = [shutil.copy(Path(clips.__file__).with_name(name), tmp_path) for name in names]
+    monkeypatch.setattr(clips, "__file__", codes[0])
+    kept = [load_data(tmp_path).cache_files, load_data(tmp_path).cache_files]
+    assert kept[0] == kept[1]
+    for code in codes:
+        Path(code).write_text(Path(code).read_text() + "# another version\n")
+        kept.append(load_data(tmp_path).cache_files)
+    assert kept[1] not in kept[2:]
+    assert kept[2] != kept[3] != kept[4]
 
 
 def groups_by_id(folder: Path, ids: dict[str, str]) -> list[str]:
