@@ -1,5 +1,7 @@
 """The error that is shown to people as it is, and the limits that keep out the largest of pictures and strips."""
 
+import re
+
 MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
 MOST_RATIO = 50  # of the sides: many models scale the shorter one to a length, and the longer one with it
 
@@ -9,8 +11,10 @@ class InputError(ValueError):
 
 
 def reason_of(error: Exception) -> str:
-    """What another library's error says, in one short line, without the path that system errors end with."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+    """What another library's error says, in one short line, without the path that system errors end with, and without
+    objects' places in memory."""
+    told = re.sub(r" ?<\S+ object at 0x\w+>", "", str(getattr(error, "strerror", None) or error))
+    return " ".join(told.split())[:200] or type(error).__name__
 
 
 def check_size(width: int, height: int) -> None:

@@ -16,6 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm.auto import tqdm
 
+from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.images import load_image
 from space.remote import read_content
@@ -54,6 +55,8 @@ def take_fingerprints(rows: Dataset) -> Fingerprints:
         index, row = numbered
         try:
             content = read_content(row["image"])
+            if is_dicom(content):  # a listing has frames in place of a file that can be read
+                raise InputError(_reason_without_frames(content))
             facts, thumbnails[index] = _facts(content, load_image(content))
             return facts | {"broken": ""}
         except (InputError, OSError) as error:
@@ -72,6 +75,16 @@ def require_readable(rows: Dataset, broken: list[str]) -> None:
     if named:
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         raise InputError(f"found {len(named)} of {len(rows)} images broken: {'; '.join(named[:3])}{more}")
+
+
+def _reason_without_frames(content: bytes) -> str:
+    try:
+        dicom = DicomFile(content)
+        for number in range(dicom.frames):
+            dicom.frame(number)
+    except InputError as error:
+        return str(error)
+    return "the DICOM file could not be read when it was listed, and can now: save it anew"
 
 
 def _facts(content: bytes, image: Image.Image) -> tuple[dict, np.ndarray]:

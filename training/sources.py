@@ -210,7 +210,7 @@ def _survey(place: Path) -> tuple[list[str], str]:
         if dicom and find_spec("pydicom") is None:
             raise InputError("reading DICOM needs pydicom: pip install pydicom")
         of_many = of_many or dicom or Path(path).suffix.lower() in clips.SUFFIXES
-        digest.update(f"{row}{state.st_size}{state.st_mtime_ns}".encode())
+        digest.update(f"{row}{state.st_size}{state.st_mtime_ns}{state.st_ctime_ns}".encode())
     if not number:
         raise InputError(f"{place}: found no images; expected a folder for each class, or a table with a row for each")
     if doubled:

@@ -312,6 +312,23 @@ def test_frames_are_decoded_anew_by_another_version_of_what_decodes_them(tmp_pat
     assert kept[2] != kept[3] != kept[4]
 
 
+def test_of_a_dicom_file_with_a_broken_frame_the_reason_is_told_until_it_is_replaced(tmp_path):
+    frames = np.stack([speckle(number, 30, 40) for number in range(3)])
+    file = write_dicom(tmp_path / "sick" / "1.dcm", frames, jpeg=True)
+    whole = file.read_bytes()
+    last = whole.rindex(b"\xff\xd8")  # where its last frame starts
+
+    def reasons(content: bytes) -> list[str]:
+        file.write_bytes(content)
+        os.utime(file, (0, 0))
+        return take_fingerprints(load_data(tmp_path)).facts["broken"].tolist()
+
+    (reason,) = reasons(whole[:last] + b"\0\0" + whole[last + 2 :])
+    assert reason.startswith("the DICOM file's picture cannot be decoded")
+    assert "0x" not in reason
+    assert reasons(whole) == [""] * 3
+
+
 def groups_by_id(folder: Path, ids: dict[str, str]) -> list[str]:
     """The groups of DICOM files with these patients' ids, in the order that they are read in."""
     for number, name in enumerate(ids):
