@@ -21,6 +21,7 @@ from training.arguments import DataArguments
 from training.listings import ASIDE, PART_OF
 
 PARTS = ("train", "validation", "test")
+MOST_SIZES = 256  # of the units of a part that a swap is sought among, evenly spaced; all pairs of more take minutes
 
 
 def require_test_part(rows: Dataset, args: DataArguments) -> None:
@@ -193,6 +194,7 @@ def _even_out(members, lacking, wanted) -> None:
             back = [nothing] + sorted(size for size in members[taker] if members[taker][size])
             if not out:
                 continue
+            out, back = (sizes[:: len(sizes) // MOST_SIZES + 1] for sizes in (out, back))
             flow = np.array(out)[:, None, :] - np.array(back)[None, :, :]
             after = np.stack([lacking[giver] + flow, lacking[taker] - flow], axis=-2)
             gains = _distance(lacking[pair], wanted[pair]) - _distance(after, wanted[pair])

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -82,6 +83,20 @@ def test_a_new_image_moves_two_of_a_hundred_patients_on_average():
         before, after = parts_of(*frames(sizes)), parts_of(*frames([*sizes, 1]))
         moved.append(sum(before[unit] != after[unit] for unit in before))
     assert np.mean(moved) <= 3
+
+
+def test_thousands_of_patients_with_images_of_several_classes_meet_the_wanted_numbers_in_little_memory():
+    random = np.random.default_rng(0)
+    sizes = np.array([random.multinomial(random.integers(5, 30), random.dirichlet([1] * 4)) for _ in range(3000)])
+    units, labels = np.repeat(np.arange(3000), sizes.sum(axis=1)), np.repeat(np.tile(np.arange(4), 3000), sizes.ravel())
+    tracemalloc.start()
+    parts = assign_parts([f"g{unit}" for unit in units], labels.tolist(), SHARES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6  # bytes
+    for part in PARTS[1:]:
+        found = np.bincount(labels[np.asarray(parts) == part], minlength=4)
+        assert (np.abs(found - SHARES[part] * sizes.sum(axis=0)) < sizes.max(axis=0)).all()
 
 
 def test_single_images_meet_the_counts_of_the_study_exactly():
