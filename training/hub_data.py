@@ -122,7 +122,7 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     columns |= {
         name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value | ClassLabel)
     }
-    rows = part.select_columns([picture])
+    rows = part.select_columns([picture]).cast_column(picture, Image())
     rows = rows if picture == "image" else rows.rename_column(picture, "image")
     for name, values in columns.items():
         rows = rows.add_column(name, values, feature=Value("string"))

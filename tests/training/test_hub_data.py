@@ -7,12 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as Picture
 
 from space.errors import InputError
 from space.remote import ROW_GROUPS
 from tests.fits import distance, weights
+from tests.images import write_images
 from training.hub_data import read_hub
 from training.sources import load_data
 
@@ -171,3 +172,11 @@ def test_several_classes_for_an_image_are_refused(tmp_path):
     labels = ([[0], [0, 1]], List(ClassLabel(names=["effusion", "oedema"])))
     with pytest.raises(InputError, match="label holds more than one value for an image; expected one class for each"):
         as_published(tmp_path, image=PICTURES, label=labels)
+
+
+@pytest.mark.parametrize("feature", [Image(mode="L"), Image(decode=False)])
+def test_images_are_decoded_as_other_data_whatever_their_feature_says(tmp_path, feature):
+    rows = as_published(tmp_path, image=(PICTURES[0], feature))
+    write_images(tmp_path / "other", "sick/1.png")
+    both = concatenate_datasets([each.select_columns(["image"]) for each in (rows, load_data(tmp_path / "other"))])
+    assert both.features["image"] == Image()
