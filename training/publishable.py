@@ -33,13 +33,12 @@ from training.listings import ASIDE
 from training.model import labels_of
 from training.outputs import read_again
 from training.repositories import TAG
-from training.sources import UNLABELLED, load_data
+from training.sources import IMAGES_A_GROUP, UNLABELLED, load_data
 from training.split import PARTS, read_split
 
 KEPT = ("license", "attribution", "synthetic")
 ORDER = (*PARTS, *ASIDE)
 IMAGES_A_FILE = 500
-IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array holds, are 26 of the largest there are
 PLAIN = frozenset({"1", "L", "LA", "RGB", "RGBA", "I;16"})  # what a PNG holds as it is
 SHARING = re.compile(  # licences under which an image may be passed on as another file; not the NoDerivatives ones
     r"cc0(-1\.0)?|cc-by(-nc)?(-sa)?(-\d\.\d)?|public-domain|pddl|odbl|odc-by|apache-2\.0|mit|cdla-permissive-[12]\.0"

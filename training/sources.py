@@ -41,6 +41,7 @@ from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
 FRAMES = 8  # of a clip, where nothing else is said
+IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array holds, are 26 of the largest there are
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
@@ -161,6 +162,7 @@ def _read_files(place: Path, frames: int) -> Dataset:
         _rows,
         features=Features({"image": Image()} | {name: Value("string") for name in columns}),
         gen_kwargs={"place": str(place.resolve()), "frames": frames, "columns": tuple(columns), "digest": digest},
+        writer_batch_size=IMAGES_A_GROUP if PATIENT in columns else None,
     )
     return _by_patient(rows, is_told(place)) if PATIENT in columns else rows
 

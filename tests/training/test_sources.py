@@ -329,6 +329,12 @@ def test_of_a_dicom_file_with_a_broken_frame_the_reason_is_told_until_it_is_repl
     assert reasons(whole) == [""] * 3
 
 
+def test_frames_are_written_a_few_at_a_time(tmp_path):
+    write_dicom(tmp_path / "sick" / "1.dcm", np.stack([speckle(number, 8, 8) for number in range(60)]))
+    rows = load_data(f"{tmp_path}?frames=60")
+    assert [len(chunk) for chunk in rows.data["image"].chunks] == [25, 25, 10]
+
+
 def groups_by_id(folder: Path, ids: dict[str, str]) -> list[str]:
     """The groups of DICOM files with these patients' ids, in the order that they are read in."""
     for number, name in enumerate(ids):
