@@ -21,7 +21,7 @@ from space.errors import InputError
 from training.card import write_card
 from training.outputs import read_again
 from training.report import write_report
-from training.sources import is_hub_id, is_phantom
+from training.sources import is_phantom
 from training.split import read_table
 
 DIGITS = 16  # of a number
@@ -54,7 +54,7 @@ def without_names(files: Mapping[str, Path], work: Path) -> dict[str, Path]:
 
 
 def without_places(recipe: dict, from_hub: Mapping[str, str | None]) -> dict:
-    """A recipe that names no folder of this machine; from_hub: its base and its data where they are the Hub's."""
+    """A recipe that names no folder of this machine; from_hub: its base and its images where they are the Hub's."""
 
     def renamed(key: str, value):
         if not isinstance(value, str) or key in ("hub_model_id", "resume_from_checkpoint"):
@@ -63,7 +63,7 @@ def without_places(recipe: dict, from_hub: Mapping[str, str | None]) -> dict:
             return value
         if key not in ("data", "external", "also"):
             return Path(value).name
-        if is_phantom(value) or (key != "data" and is_hub_id(value)):
+        if is_phantom(value):
             return value
         return key.upper() + re.search(r"(\?frames=\d+)?$", value)[0]
 

@@ -279,11 +279,11 @@ def _column(rows: Dataset, name: str) -> list[str]:
 
 
 def _from_hub(recipe: dict) -> dict[str, str | None]:
-    """The base and the data set that the Hub knows by these names; None for what came from this machine."""
-    base, data = recipe["model_name_or_path"], recipe["data"]
-    return {
-        "base": None if base.startswith("scratch:") or Path(base).exists() else base,
-        "data": data.partition("?")[0] if is_hub_id(data) else None,
+    """The base and the images that the Hub knows by these names; None for what came from this machine."""
+    base = recipe["model_name_or_path"]
+    images = {key: recipe[key] for key in ("data", "external", "also")}
+    return {"base": None if base.startswith("scratch:") or Path(base).exists() else base} | {
+        key: source.partition("?")[0] if source and is_hub_id(source) else None for key, source in images.items()
     }
 
 

@@ -36,10 +36,13 @@ def ward(small_base, tmp_path_factory):
     rows = [[name, ("normal", "sick")[number % 2], f"Doe_Jane{(number + 3) // 4}"] for number, name in enumerate(away)]
     write_table(folder / "away" / "metadata.csv", ["file_name", "label", "group"], *rows)
     save(folder / "more", "normal/Doe_Both/1.png", "sick/Doe_Both/2.png", first=200)
-    recipe = {"data": folder / "home", "external": folder / "away", "also": folder / "more", "output_dir": folder / "m"}
+    near = folder.name  # as relative paths are given
+    recipe = {"data": folder / "home", "external": f"{near}/away", "also": f"{near}/more", "output_dir": folder / "m"}
     recipe |= {"model_name_or_path": small_base, "image_size": 64, "num_train_epochs": 1, "strict": "false"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({key: str(value) for key, value in recipe.items()}))
-    train.main([str(folder / "recipe.yaml"), "--bf16", "false"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)  # where such names are folders, and not the Hub's as where it is pushed from
+        train.main([str(folder / "recipe.yaml"), "--bf16", "false"])
     return folder
 
 
@@ -150,7 +153,9 @@ def test_a_table_that_does_not_tell_the_pixels_is_refused(model, tmp_path):
         ("data", "clips/Doe?frames=16", "DATA?frames=16"),
         ("data", "clinic/frames?split=train", "clinic/frames?split=train"),
         ("data", "phantom?seed=1", "phantom?seed=1"),
-        ("external", "clinic/other", "clinic/other"),
+        ("external", "clinic/other?revision=v1", "clinic/other?revision=v1"),
+        ("external", "ward/Doe", "EXTERNAL"),
+        ("also", "ward/Doe?frames=16", "ALSO?frames=16"),
         ("also", "Doe.csv", "ALSO"),
         ("also", "phantom?sites=120", "phantom?sites=120"),
         ("also", None, None),
@@ -162,4 +167,5 @@ def test_a_table_that_does_not_tell_the_pixels_is_refused(model, tmp_path):
     ],
 )
 def test_a_recipe_names_the_hub_s_and_no_folder_of_this_machine(key, value, sent):
-    assert without_places({key: value}, {"base": "clinic/base", "data": "clinic/frames"}) == {key: sent}
+    from_hub = {"base": "clinic/base", "data": "clinic/frames", "external": "clinic/other", "also": None}
+    assert without_places({key: value}, from_hub) == {key: sent}
