@@ -16,7 +16,7 @@ from datasets import Image
 from space.archives import is_archive, read_archive
 from space.errors import InputError, reason_of
 from training.listings import image_files, is_told, read_table, walk
-from training.sources import find_phantom, is_hub_id, load_from_hub
+from training.sources import TABLES, find_phantom, is_hub_id, load_from_hub
 
 
 class Input(NamedTuple):
@@ -33,12 +33,13 @@ def find_inputs(paths: Iterable[str]) -> Iterator[Input]:
 
     A path is a file, a folder (what its metadata.csv lists, with groups, or else every image, DICOM file and clip below
     it, by name), a pattern such as "scans/**/*.png" (tables only where it has a suffix), a .csv or .parquet table, a
-    .zip, .tar or .tar.gz, user/name on the Hub, phantom, or - for such paths on standard input, a line each.
+    .zip, .tar or .tar.gz, user/name on the Hub, phantom, or - for such paths on standard input, a line each, of which
+    none is taken for a name on the Hub: a list of files tells of patients.
     """
     return chain.from_iterable([_reader(path) for path in paths])
 
 
-def _reader(path: str) -> Iterator[Input]:
+def _reader(path: str, hub: bool = True) -> Iterator[Input]:
     place = Path(path)
     if path == "-":
         return _standard_input()
@@ -50,7 +51,7 @@ def _reader(path: str) -> Iterator[Input]:
         return _table(place) if _is_table(place) else iter([_file(place)])
     if folder := find_phantom(path):
         return _table(folder / "metadata.csv")
-    if is_hub_id(path):
+    if hub and is_hub_id(path):
         return _hub(path)
     if glob.has_magic(path):
         refused: list[OSError] = []
@@ -81,7 +82,7 @@ def _wanted(match: str, pattern: str) -> bool:
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in {".csv", ".parquet"}
+    return path.suffix.lower() in TABLES
 
 
 def _file(path: Path) -> Input:
@@ -133,7 +134,7 @@ def _each(paths: Iterable[str]) -> Iterator[Input]:
     """The inputs of many paths, of which a bad one is not to end all."""
     for path in paths:
         try:
-            yield from _reader(path)
+            yield from _reader(path, hub=False)
         except InputError as reason:
             yield Input(_shown(path), InputError(_shown(str(reason))))
 

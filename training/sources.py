@@ -30,6 +30,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 
 from space import clips
+from space.archives import KNOWN, is_archive
 from space.clips import import_av
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
@@ -40,6 +41,7 @@ from training.listings import image_files, is_told, read_listing
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
+TABLES = frozenset({".csv", ".parquet"})
 FRAMES = 8  # of a clip, where nothing else is said
 IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array holds, are 26 of the largest there are
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
@@ -60,7 +62,7 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     place, options = _parse(str(source))
     if folder := find_phantom(str(source)):
         rows = _read_files(folder, FRAMES)
-    elif os.path.isdir(place) or Path(place).suffix.lower() in {".csv", ".parquet"}:
+    elif os.path.isdir(place) or Path(place).suffix.lower() in TABLES:
         _check_options(source, options, "files")
         rows = _read_files(Path(place), _number("frames", options.get("frames", FRAMES)))
     elif is_hub_id(place):
@@ -121,9 +123,10 @@ def require_sites(sites: Sequence[str] | None, *data: Dataset) -> None:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a text can only be the name of a data set of the Hub, with or without options."""
+    """Whether a text can only be the name of a data set of the Hub, with or without options, and not that of a file."""
     place, _ = _parse(source)
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not os.path.isdir(Path(place).parent)
+    file = is_archive(place) or Path(place).suffix.lower() in KNOWN | TABLES
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not file and not os.path.isdir(Path(place).parent)
 
 
 def unlisted_files(source: str | Path) -> list[str]:

@@ -124,6 +124,16 @@ def test_standard_input_names_a_path_a_line_and_a_bad_one_is_a_reason(tmp_path, 
     assert "no such file" in str(found[1].source)
 
 
+def test_a_file_that_is_not_there_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("doe_john/1\ndoe_john/1.png\n"))
+    for given, name in zip(find_inputs(["-"]), ("doe_john/1", "doe_john/1.png"), strict=True):
+        assert str(given.source) == f"{name}: no such file or folder"
+    for name in ("doe_john/1.png", "doe_john/1.MP4", "doe_john/1.dcm", "doe_john/1.tar.gz", "doe_john/list.csv"):
+        with pytest.raises(InputError, match=f"{name}: no such file or folder"):
+            find_inputs([name])
+
+
 def test_standard_input_that_names_itself_is_read_on(tmp_path, monkeypatch):
     write_images(tmp_path, "1.png", "2.png")
     names = f"{tmp_path}/1.png\n-\n{tmp_path}/2.png\n".encode()
