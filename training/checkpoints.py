@@ -19,6 +19,7 @@ from transformers.trainer_utils import HubStrategy
 
 from space.errors import InputError
 from training import hub, repositories
+from training.nameless import without_places
 from training.outputs import copy_files
 from training.push import model_upload, push
 from training.repositories import Upload
@@ -41,9 +42,10 @@ class HubSaves(TrainerCallback):
     A push that fails is said and does not end the training; the next one sends what is missing.
     """
 
-    def __init__(self, args: transformers.TrainingArguments, model: Path, recipe: dict):
+    def __init__(self, args: transformers.TrainingArguments, model: Path, recipe: dict, from_hub: dict):
         """Take push_to_hub out of the arguments, and see that the repository is there and can be written to.
 
+        from_hub: what of the recipe's base and images is the Hub's; other folders are not named there.
         Raises InputError when it is not, so before hours of training.
         """
         args.push_to_hub = False
@@ -51,7 +53,7 @@ class HubSaves(TrainerCallback):
         if self.strategy is HubStrategy.ALL_CHECKPOINTS:
             raise InputError("hub_strategy: all_checkpoints is not offered; expected end, every_save or checkpoint")
         self.private, self.revision = bool(args.hub_private_repo), args.hub_revision
-        self.recipe = yaml.safe_dump(recipe, sort_keys=False)
+        self.from_hub, self.recipe = from_hub, yaml.safe_dump(without_places(recipe, from_hub), sort_keys=False)
         if args.hub_token:
             raise InputError("hub_token would stand where others see it; give it as HF_TOKEN, or with hf auth login")
         hub.require_token()
@@ -76,10 +78,12 @@ class HubSaves(TrainerCallback):
             files |= {name: last / name for name in MODEL}
         if self.strategy is HubStrategy.CHECKPOINT:
             files |= {f"{LAST}/{path.name}": path for path in last.iterdir() if path.name != HERE_ONLY}
-            told = {key: value for key, value in read_run(checkpoints.parent).items() if key not in PLACES}
-            (checkpoints / RUN).write_text(yaml.safe_dump(told, sort_keys=False))
-            files[f"{LAST}/{RUN}"] = checkpoints / RUN
             best = Path(state.best_model_checkpoint or last)
+            kept = json.loads((last / STATE).read_text()) | {"best_model_checkpoint": best.name}
+            (checkpoints / STATE).write_text(json.dumps(kept, indent=2) + "\n")
+            run = _placeless(without_places(read_run(checkpoints.parent), self.from_hub))
+            (checkpoints / RUN).write_text(yaml.safe_dump(run, sort_keys=False))
+            files |= {f"{LAST}/{name}": checkpoints / name for name in (STATE, RUN)}
             if best.name != last.name:
                 files[f"{BEST}/model.safetensors"] = best / "model.safetensors"
         try:
@@ -100,38 +104,41 @@ class HubSaves(TrainerCallback):
             raise InputError(f"{error}; {model} is whole: {again}") from None
 
 
-def fetch_start(work: Path, args: transformers.TrainingArguments, saves: HubSaves | None, overwrite: bool) -> None:
+def fetch_start(
+    work: Path, args: transformers.TrainingArguments, saves: HubSaves | None, overwrite: bool, from_hub: dict
+) -> None:
     """Bring what a run is to go on from into the checkpoints of its unfinished folder, where none is there yet.
 
     That is the last checkpoint of the repository that resume_from_checkpoint names, or with hub_strategy: checkpoint
-    the last one of this very run, unless it is to be given up. Raises InputError when resume_from_checkpoint has none,
-    or one of another recipe or other images.
+    the last one of this very run, unless it is to be given up. from_hub: as HubSaves has it. Raises InputError when
+    resume_from_checkpoint has none, or one of another recipe or other images.
     """
     checkpoints = work / "checkpoints"
     if list(checkpoints.glob(f"checkpoint-*/{STATE}")):
         return
     if (repo := args.resume_from_checkpoint) is not None:
         hub.check_name(repo)
-        if differs := _fetch(repo, args.hub_revision, work):
+        if differs := _fetch(repo, args.hub_revision, work, from_hub):
             raise InputError(f"{repo}: {differs}; name a run of this recipe, or begin anew without it")
     elif saves and saves.strategy is HubStrategy.CHECKPOINT and not overwrite:
-        differs = _fetch(saves.repo, saves.revision, work)
+        differs = _fetch(saves.repo, saves.revision, work, from_hub)
         if differs and differs != ABSENT:
             print(f"{saves.repo}: {differs}, so training begins anew")
 
 
-def _fetch(repo: str, revision: str | None, work: Path) -> str | None:
+def _placeless(run: dict) -> dict:
+    return {key: value for key, value in run.items() if key not in PLACES}
+
+
+def _fetch(repo: str, revision: str | None, work: Path, from_hub: dict) -> str | None:
     """Copy a last checkpoint, and the best one's weights, into the unfinished folder; why not, where it cannot be."""
     wanted = [f"{LAST}/*", f"{BEST}/*"]
     with hub.plainly(f"model {repo}"):
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not (fetched / LAST / STATE).is_file():
             return ABSENT
-        before, run = (
-            {key: value for key, value in read_run(folder).items() if key not in PLACES}
-            for folder in (fetched / LAST, work)
-        )
-        if differs := difference(before, run):
+        before, run = read_run(fetched / LAST), without_places(read_run(work), from_hub)
+        if differs := difference(_placeless(before), _placeless(run)):
             return f"the last checkpoint is of a run with {differs}"
         state = json.loads((fetched / LAST / STATE).read_text())
         checkpoints = work / "checkpoints"

@@ -41,7 +41,6 @@ from training.interpolate import interpolate
 from training.learned import has_seen_nobody, learned_by, seen_before, split_table
 from training.measure import measure
 from training.model import load_base, tells_these
-from training.nameless import without_places
 from training.outputs import move_into_place, place_of, read_again, refuse_existing, writing
 from training.prepare import Prepared, prepare
 from training.processes import from_main_process, main_process_first
@@ -78,8 +77,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     load_base(model_args, data_args.labels or ["normal", "sick"])  # an unfit one is told of before images are read
     if training_args.eval_strategy == "no":
         raise InputError("eval_strategy: found no, expected epoch or steps, by which the curves are drawn")
-    sent = without_places(recipe, _from_hub(recipe))
-    saves = HubSaves(training_args, final, sent) if training_args.push_to_hub else None
+    from_hub = _from_hub(recipe)
+    saves = HubSaves(training_args, final, recipe, from_hub) if training_args.push_to_hub else None
     say = print if training_args.process_index == 0 else lambda *_: None
 
     data = prepare(data_args)
@@ -103,7 +102,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         if training_args.process_index == 0:
             with writing(final):
                 open_unfinished(work, run, model_args.overwrite)
-            fetch_start(work, training_args, saves, model_args.overwrite)
+            fetch_start(work, training_args, saves, model_args.overwrite, from_hub)
     os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
     callbacks = [saves] if saves else []
     trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)

@@ -47,9 +47,10 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     hub, client, small_home, small_model, tmp_path
 ):
     words = command(small_home, "clinic/run", "--hub_strategy", "checkpoint")
-    for place in ("here", "elsewhere"):
+    for place in ("Doe_ward", "elsewhere"):
         (tmp_path / place).mkdir()
-    told = client.read(STOPPED.format(folder=str(tmp_path / "here"), words=words[1:]))
+    there = ["--output_dir", str(tmp_path / "Doe_ward" / "m")]
+    told = client.read(STOPPED.format(folder=str(tmp_path / "Doe_ward"), words=words[1:] + there))
     assert "stopping after step 3" in told
     assert told.endswith("stopped\n")
     repository = hub.repository("model", "clinic/run")
@@ -58,6 +59,7 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     assert repository.files().keys() - {"best-checkpoint/model.safetensors"} == begun | last
     told = [yaml.safe_load(repository.read(name)) for name in ("recipe.yaml", "last-checkpoint/run.yaml")]
     assert [one.get("data") for one in told] == ["DATA", None]
+    assert not [name for name, content in held(repository).items() if b"Doe_ward" in content]
     hub.asked.clear()
     example = ROOT / "space" / "examples" / "synthetic-normal.png"
     assert client.run("predict", "clinic/run", example, "--output", tmp_path / "out.csv").code == 0
@@ -76,6 +78,35 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_the_hub_and_ends_with_the
     assert local_files(client.here / "models" / "run") == as_pushed(model, repository.name)
 
 
+SAVE = """
+from pathlib import Path
+from types import SimpleNamespace
+from training.checkpoints import HubSaves
+
+args = SimpleNamespace(output_dir=CHECKPOINTS, hub_strategy="checkpoint", hub_model_id=REPO, hub_private_repo=None)
+args = SimpleNamespace(**vars(args), hub_revision=None, hub_token=None, process_index=0)
+best = CHECKPOINTS + "/checkpoint-1"
+state = SimpleNamespace(is_world_process_zero=True, global_step=2, best_model_checkpoint=best)
+HubSaves(args, Path("m"), RECIPE, {"base": None, "data": None}).on_save(args, state, None)
+"""
+
+
+def test_a_checkpoint_on_the_hub_names_no_folder_of_this_machine(hub, client, tmp_path):
+    checkpoints, run = tmp_path / "checkpoints", {"model_name_or_path": "/Doe/lus", "pretrain": "/Doe/first.yaml"}
+    for number in (1, 2):
+        (checkpoints / f"checkpoint-{number}").mkdir(parents=True)
+        (checkpoints / f"checkpoint-{number}" / "model.safetensors").write_bytes(b"weights")
+    told = {"global_step": 2, "best_model_checkpoint": str(checkpoints / "checkpoint-1")}
+    (checkpoints / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(told))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"seed": 1}))
+    client.read(f"CHECKPOINTS, REPO, RECIPE = {str(checkpoints)!r}, 'clinic/nameless', {run}\n{SAVE}")
+    there = held(hub.repository("model", "clinic/nameless"))
+    nameless = {"model_name_or_path": "lus", "pretrain": "first.yaml"}
+    assert yaml.safe_load(there["recipe.yaml"]) == nameless
+    assert yaml.safe_load(there["last-checkpoint/run.yaml"]) == nameless | {"seed": 1}
+    assert json.loads(there["last-checkpoint/trainer_state.json"]) == told | {"best_model_checkpoint": "checkpoint-1"}
+
+
 FETCH = """
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,7 +119,7 @@ for work, run, named, overwrite in CASES:
     open_unfinished(Path(work), run, False)
     saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
     try:
-        fetch_start(Path(work), SimpleNamespace(resume_from_checkpoint=named, hub_revision=None), saves, overwrite)
+        fetch_start(Path(work), SimpleNamespace(resume_from_checkpoint=named, hub_revision=None), saves, overwrite, {})
     except InputError as error:
         print(error)
     print(last_checkpoint(Path(work) / "checkpoints"))
@@ -97,7 +128,7 @@ for work, run, named, overwrite in CASES:
 
 def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
     """On another machine and from another folder too; but not with other labels, nor when it is to be begun anew."""
-    run = {"seed": 1, "labels": "a", "mode": "float32", "data": "here"}
+    run = {"seed": 1, "labels": "a", "mode": "float32", "data": "here", "model_name_or_path": "lus"}
     (tmp_path / "left" / "last-checkpoint").mkdir(parents=True)
     for name, told in (("run.yaml", run), ("trainer_state.json", {"global_step": 7, "best_model_checkpoint": None})):
         (tmp_path / "left" / "last-checkpoint" / name).write_text(json.dumps(told))
@@ -106,7 +137,7 @@ def test_only_the_same_run_goes_on_from_the_hub(hub, client, tmp_path):
     going_on = "going on from step 7, the last checkpoint of clinic/left"
     differs = "clinic/left: the last checkpoint is of a run with labels: a where this one has b"
     cases = {
-        "same": ({"mode": "bf16"}, None, False, going_on),
+        "same": ({"mode": "bf16", "model_name_or_path": "models/lus"}, None, False, going_on),
         "labels": ({"labels": "b"}, None, False, f"{differs}, so training begins anew"),
         "anew": ({}, None, True, None),
         "moved": ({"data": "there"}, "clinic/left", False, going_on),
