@@ -6,6 +6,7 @@ not told of them: it would write a card of its own, and pickle its arguments, wi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -39,6 +40,7 @@ PLACES = {  # what a run may have otherwise and still end with the same weights,
 class HubSaves(TrainerCallback):
     """After each checkpoint, the model (every_save), or also the checkpoint (checkpoint), as one commit.
 
+    Where the checkpoint holds the head alone, no model is sent, and one that is there stays as it is till the end.
     A push that fails is said and does not end the training; the next one sends what is missing.
     """
 
@@ -74,8 +76,11 @@ class HubSaves(TrainerCallback):
         recipe = checkpoints / "recipe.yaml"
         recipe.write_text(self.recipe)
         files = {"recipe.yaml": recipe}
-        if (last / "config.json").is_file():  # which is not there when the head alone is in the checkpoint
+        whole = (last / "config.json").is_file()  # which is not there when the head alone is in the checkpoint
+        if whole:
             files |= {name: last / name for name in MODEL}
+        elif self.strategy is HubStrategy.EVERY_SAVE:
+            return
         if self.strategy is HubStrategy.CHECKPOINT:
             files |= {f"{LAST}/{path.name}": path for path in last.iterdir() if path.name != HERE_ONLY}
             best = Path(state.best_model_checkpoint or last)
@@ -88,6 +93,9 @@ class HubSaves(TrainerCallback):
                 files[f"{BEST}/model.safetensors"] = best / "model.safetensors"
         try:
             plan = repositories.survey(Upload("model", self.repo, files), self.revision)
+            if not whole:  # what is there of a model belongs to its weights
+                changed, deleted = map(_of_checkpoints, (plan.changed, plan.deleted))
+                plan = dataclasses.replace(plan, changed=changed, deleted=deleted)
             repositories.commit(plan, f"Training in progress, step {state.global_step}", self.revision)
         except InputError as error:
             tqdm.write(f"warning: {error}; the training goes on")
@@ -124,6 +132,10 @@ def fetch_start(
         differs = _fetch(saves.repo, saves.revision, work, from_hub)
         if differs and differs != ABSENT:
             print(f"{saves.repo}: {differs}, so training begins anew")
+
+
+def _of_checkpoints(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith((f"{LAST}/", f"{BEST}/"))]
 
 
 def _placeless(run: dict) -> dict:

@@ -35,7 +35,8 @@ OURS: dict[Kind, tuple[str, ...]] = {
 REMOVABLE: dict[Kind, tuple[str, ...]] = {
     "model": (
         *("config.json", "preprocessor_config.json", "trainer_state.json", "model.safetensors", "mlp_head.py"),
-        *("abstention*.safetensors", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"),
+        *("abstention*.safetensors", "README.md", "recipe.yaml", "split.csv", "report.html"),
+        *("eval/*.json", "eval/*.csv", "eval/*.png"),
         *("model.onnx", "model_int8.onnx", "openvino_model.xml", "openvino_model.bin"),
         *("openvino_model_int8.xml", "openvino_model_int8.bin"),
         *("last-checkpoint/*", "best-checkpoint/*"),  # of a run that is under way; a whole model needs none

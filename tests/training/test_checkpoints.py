@@ -83,7 +83,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from training.checkpoints import HubSaves
 
-args = SimpleNamespace(output_dir=CHECKPOINTS, hub_strategy="checkpoint", hub_model_id=REPO, hub_private_repo=None)
+args = SimpleNamespace(output_dir=CHECKPOINTS, hub_strategy=STRATEGY, hub_model_id=REPO, hub_private_repo=None)
 args = SimpleNamespace(**vars(args), hub_revision=None, hub_token=None, process_index=0)
 best = CHECKPOINTS + "/checkpoint-1"
 state = SimpleNamespace(is_world_process_zero=True, global_step=2, best_model_checkpoint=best)
@@ -91,20 +91,41 @@ HubSaves(args, Path("m"), RECIPE, {"base": None, "data": None}).on_save(args, st
 """
 
 
-def test_a_checkpoint_on_the_hub_names_no_folder_of_this_machine(hub, client, tmp_path):
-    checkpoints, run = tmp_path / "checkpoints", {"model_name_or_path": "/Doe/lus", "pretrain": "/Doe/first.yaml"}
+def save(client, folder, repo, strategy, run):
+    """What HubSaves sends of a handmade checkpoint, whose head alone was trained; what trainer_state.json holds."""
+    checkpoints = folder / "checkpoints"
     for number in (1, 2):
-        (checkpoints / f"checkpoint-{number}").mkdir(parents=True)
-        (checkpoints / f"checkpoint-{number}" / "model.safetensors").write_bytes(b"weights")
+        (checkpoints / f"checkpoint-{number}").mkdir(parents=True, exist_ok=True)
+        (checkpoints / f"checkpoint-{number}" / "model.safetensors").write_bytes(b"head")
     told = {"global_step": 2, "best_model_checkpoint": str(checkpoints / "checkpoint-1")}
     (checkpoints / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(told))
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"seed": 1}))
-    client.read(f"CHECKPOINTS, REPO, RECIPE = {str(checkpoints)!r}, 'clinic/nameless', {run}\n{SAVE}")
+    (folder / "run.yaml").write_text(yaml.safe_dump(run | {"seed": 1}))
+    given = (str(checkpoints), repo, strategy, run)
+    client.read(f"CHECKPOINTS, REPO, STRATEGY, RECIPE = {given}\n{SAVE}")
+    return told
+
+
+def test_a_checkpoint_on_the_hub_names_no_folder_of_this_machine(hub, client, tmp_path):
+    run = {"model_name_or_path": "/Doe/lus", "pretrain": "/Doe/first.yaml"}
+    told = save(client, tmp_path, "clinic/nameless", "checkpoint", run)
     there = held(hub.repository("model", "clinic/nameless"))
     nameless = {"model_name_or_path": "lus", "pretrain": "first.yaml"}
     assert yaml.safe_load(there["recipe.yaml"]) == nameless
     assert yaml.safe_load(there["last-checkpoint/run.yaml"]) == nameless | {"seed": 1}
     assert json.loads(there["last-checkpoint/trainer_state.json"]) == told | {"best_model_checkpoint": "checkpoint-1"}
+
+
+def test_checkpoints_of_a_head_alone_leave_the_model_that_is_there_as_it_is(hub, client, small_model, tmp_path):
+    repository = hub.add("model", "clinic/model", small_model)
+    repository.commit("main", "older", {"last-checkpoint/older.bin": repository.keep(b"older")}, [], "clinic")
+    save(client, tmp_path, "clinic/model", "every_save", {})
+    assert titles(repository)[0] == "older"
+    save(client, tmp_path, "clinic/model", "checkpoint", {})
+    there = held(repository)
+    last = {f"last-checkpoint/{name}" for name in ("model.safetensors", "run.yaml", "trainer_state.json")}
+    last |= {"best-checkpoint/model.safetensors"}
+    assert there.keys() - last == local_files(small_model).keys()
+    assert {name: there[name] for name in there.keys() - last} == local_files(small_model)
 
 
 FETCH = """

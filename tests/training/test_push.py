@@ -235,7 +235,8 @@ def test_a_space_of_others_is_left_alone_though_it_predicts_too(hub, client, mod
 def test_files_that_others_put_beside_those_of_push_stay(hub, client, model):
     words = ["push", model, "--repo", "clinic/shared", "--space", "clinic/shared"]
     assert client.run(*words).code == 0
-    theirs = {"model": ["handler.py", "labels.json", "lora.safetensors"], "space": ["languages/fr.toml", "more.py"]}
+    theirs = {"model": ["handler.py", "labels.json", "lora.safetensors", "eval/notes.md"]}
+    theirs["space"] = ["languages/fr.toml", "more.py"]
     for kind, names in theirs.items():
         repository = hub.repository(kind, "clinic/shared")
         repository.commit("main", "theirs", {name: repository.keep(b"theirs") for name in names}, [], "clinic")
