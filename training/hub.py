@@ -28,8 +28,8 @@ from space.errors import InputError
 from training.outputs import copy_files, new_folder
 
 # What a model folder holds; code where its head is none of transformers' own, and what was exported.
-FILES = ["*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml", "split.csv", "report.html", "eval/*"]
-FILES += ["model*.onnx", "openvino_model*.xml", "openvino_model*.bin"]
+FILES = ["*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml", "split.csv", "report.html"]
+FILES += ["eval/*.json", "eval/*.csv", "eval/*.png", "model*.onnx", "openvino_model*.xml", "openvino_model*.bin"]
 ANSWERS = {
     401: "the token is not accepted: it is unknown, expired or withdrawn; make a new one and give it as HF_TOKEN, or "
     "with hf auth login",

@@ -75,7 +75,8 @@ def _numbered(files: Mapping[str, Path]) -> dict[str, str]:
     remedy = "evaluate again, or move it away"
     files = {name: path for name, path in files.items() if path.suffix == ".csv"}
     tables = {name: read_table(path, ("path", "group", "pixels"), remedy) for name, path in files.items()}
-    first = pd.concat(tables.values()).groupby("group")["pixels"].min()
+    least = [some.groupby("group")["pixels"].min() for some in (tables["split.csv"], pd.concat(tables.values()))]
+    first = least[0].combine_first(least[1])  # split.csv stays as it is when evaluations are added
     number = {group: f"group-{pixels[:DIGITS]}" for group, pixels in first.items()} | {"": ""}
     for name, table in tables.items():
         table = table.assign(path="image-" + table["pixels"].str[:DIGITS], group=table["group"].map(number))

@@ -203,12 +203,20 @@ def set_variables(upload: Upload, variables: dict[str, str]) -> None:
 
 def own_files(kind: Kind, folder: Path) -> dict[str, Path]:
     """The files of a local folder that belong into a repository of a kind, by their names in it."""
-    return {name: path for name, path in _files(folder).items() if matches(name, OURS[kind])}
+    files = _files(folder)
+    return {name: path for name, path in files.items() if _is_own(kind, name, files)}
 
 
 def strange_files(kind: Kind, folder: Path) -> list[str]:
     """The names of the others, but for hidden ones."""
-    return [name for name in _files(folder) if not matches(name, OURS[kind]) and "/." not in f"/{name}"]
+    files = _files(folder)
+    return [name for name in files if not _is_own(kind, name, files) and "/." not in f"/{name}"]
+
+
+def _is_own(kind: Kind, name: str, files: Collection[str]) -> bool:
+    """Whether a file belongs there; a table of eval/ only with its figures, for predict writes others."""
+    alone = matches(name, ("eval/*.csv",)) and f"{name.removesuffix('.csv')}.json" not in files
+    return matches(name, OURS[kind]) and not alone
 
 
 def _files(folder: Path) -> dict[str, Path]:

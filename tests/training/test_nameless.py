@@ -97,6 +97,17 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
     ]
 
 
+def test_a_group_keeps_its_number_when_an_evaluation_of_more_of_its_images_is_added(model, tmp_path):
+    split = push.model_upload(model, "clinic/x", tmp_path).files["split.csv"].read_text()
+    shutil.copy(model / "eval" / "test.json", model / "eval" / "more.json")
+    table = pd.read_csv(model / "eval" / "test.csv", dtype=str)
+    table.assign(pixels=[f"{number:064x}" for number in range(len(table))]).to_csv(model / "eval" / "more.csv")
+    files = push.model_upload(model, "clinic/x", tmp_path).files
+    assert files["split.csv"].read_text() == split
+    known = set(pd.read_csv(files["split.csv"])["group"])
+    assert set(pd.read_csv(files["eval/more.csv"])["group"]) <= known
+
+
 def test_a_model_without_names_knows_its_images_by_their_pixels(hub, client, ward):
     client.run("push", ward / "m", "--repo", "clinic/fetched")
     repository = hub.repository("model", "clinic/fetched")

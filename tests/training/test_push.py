@@ -15,7 +15,7 @@ from huggingface_hub.repocard import metadata_load
 from space.errors import InputError
 from tests.conftest import ROOT
 from tests.hub import OTHER, OWNER, READER, Fault
-from training import push
+from training import push, repositories
 from training.hub import plainly
 
 pytestmark = pytest.mark.xdist_group("hub")
@@ -332,6 +332,14 @@ def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_
     (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
     assert left() == {"eval/forgotten_gallery.png", "eval/external_gallery.png", "report.html"}
     assert len(push.model_upload(model, "clinic/x", tmp_path, rights=True).files) == len(local_files(model))
+
+
+def test_of_eval_only_what_the_project_writes_there_is_sent(model, tmp_path):
+    mine = {f"eval/{name}" for name in ("notes.md", "ward.csv", "ward.jsonl", "ward.parquet")}  # as predict writes them
+    for name in mine:
+        (model / name).write_text("path\n/scans/doe_john/1.png\n")
+    assert local_files(model).keys() - push.model_upload(model, "clinic/x", tmp_path).files.keys() == mine
+    assert set(repositories.strange_files("model", model)) == mine
 
 
 def test_images_have_numbers_for_names_once_one_evaluation_is_of_real_ones(hub, client, model):
