@@ -16,7 +16,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,8 @@ def write_network(predictor: Predictor, work: Path, runtime: str, calibration: D
 
 
 def _write_onnx(predictor: Predictor, file: Path) -> None:
+    import onnx
+
     model = copy.deepcopy(predictor.model).to("cpu", memory_format=torch.contiguous_format)
     network = Network(model, predictor.processor).eval()
     pixels = torch.from_numpy(predictor.pixels([Picture.new("RGB", (64, 64))] * 2))
@@ -100,17 +102,28 @@ def _write_onnx(predictor: Predictor, file: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         count = len(network(pixels))
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             (pixels,),
-            file,
             input_names=["pixels"],
             output_names=["logits", *(f"output_{number}" for number in range(1, count))],
             dynamic_shapes=({0: torch.export.Dim("images")},),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    graph = program.model_proto
+    _forget_code(graph)
+    onnx.save(graph, file)
+
+
+def _forget_code(message) -> None:
+    """Clear what tells which lines of code the parts of an ONNX message came of, and where they lie on this machine."""
+    for field, value in message.ListFields():
+        if field.name in {"metadata_props", "doc_string"}:
+            message.ClearField(field.name)
+        elif field.message_type:
+            for part in value if isinstance(value, Sequence) else [value]:
+                _forget_code(part)
 
 
 def _write_openvino(work: Path) -> None:

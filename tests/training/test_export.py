@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 
 from space.errors import InputError
 from space.predictor import Predictor
+from tests.conftest import ROOT
 from tests.images import strange_pictures
 from training import evaluate, export, predict
 from training.push import model_upload
@@ -64,6 +67,13 @@ def test_the_report_tells_how_near_it_is_and_stands_in_the_card(exported):
         assert f"| {name} |" in card
     with pytest.raises(InputError, match=r"--name export_x: .* not audit, training or export_..."):
         evaluate.main([str(exported), "--data", "phantom", "--name", "export_x"])
+
+
+def test_what_is_exported_names_no_folder_of_this_machine(exported):
+    places = [b'File "', *map(os.fsencode, (ROOT, sys.prefix, exported))]
+    files = {path.name: path.read_bytes() for pattern in ("model*", "openvino*") for path in exported.glob(pattern)}
+    assert len(files) > 6
+    assert not [name for name, content in files.items() if any(place in content for place in places)]
 
 
 def test_predict_runs_it_and_push_takes_it_along(exported, small_phantom, tmp_path):
