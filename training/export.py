@@ -193,7 +193,8 @@ def _compare(predictor: Predictor, rows: Dataset, train: Dataset, work: Path, ru
         exported.run = load_runtime(runtime, mode, work, None, bulk=True)
         if predictor.abstention and mode != "float32":
             exported.abstention = fit_abstention(exported, train, look_at(exported, rows)[1])
-            save_file(exported.abstention.tensors, work / file_of(f"{runtime}_{mode}"))
+            save_file(exported.abstention.tensors, file := work / file_of(f"{runtime}_{mode}"))
+            shutil.copymode(predictor.folder / "config.json", file)  # which only the owner could read otherwise
         after = _answers(exported, rows)
         one, other = (np.stack([answer.probabilities for answer in answers]) for answers in (before, after))
         distances = [np.array([answer.distance for answer in answers]) for answers in (before, after)]

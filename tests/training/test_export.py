@@ -76,6 +76,12 @@ def test_what_is_exported_names_no_folder_of_this_machine(exported):
     assert not [name for name, content in files.items() if any(place in content for place in places)]
 
 
+def test_whoever_may_read_the_model_may_read_what_is_exported(exported):
+    modes = {path.name: path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
+    assert "abstention_onnx_int8.safetensors" in modes
+    assert not [name for name, mode in modes.items() if mode != modes["config.json"]]
+
+
 def test_predict_runs_it_and_push_takes_it_along(exported, small_phantom, tmp_path):
     file = str(next((small_phantom / "images").iterdir()))
     for runtime in ("onnx", "openvino"):
