@@ -205,12 +205,23 @@ class Predictor:
     def _answer_files(
         self, sources: Sequence[tuple[int, Source | InputError]], method, show
     ) -> list[Answer | InputError]:
-        files = [_frames_or_reason(source) for _, source in sources]
-        images = [image for frames in files if isinstance(frames, list) for image in frames]
+        """Answer files in order, whenever those that were read have a batch of frames: clips hold too many to wait."""
+        told, files = [], []
+        for number, source in sources:
+            files.append((number, _frames_or_reason(source)))
+            if sum(len(frames) for _, frames in files if isinstance(frames, list)) >= self._batch:
+                told += self._answer_frames(files, method, show)
+                files = []
+        return told + self._answer_frames(files, method, show)
+
+    def _answer_frames(
+        self, files: Sequence[tuple[int, list[Image.Image] | InputError]], method, show
+    ) -> list[Answer | InputError]:
+        images = [image for _, frames in files if isinstance(frames, list) for image in frames]
         batches = (images[first : first + self._batch] for first in range(0, len(images), self._batch))
         answers = iter([answer for batch in batches for answer in self.answer(batch, method)])
         told = []
-        for (number, _), frames in zip(sources, files, strict=True):
+        for number, frames in files:
             if isinstance(frames, InputError):
                 told.append(frames)
                 continue

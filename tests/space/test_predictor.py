@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from transformers import (
     pipeline,
 )
 
+from space.clips import load_frames
 from space.errors import InputError
 from space.images import load_image
 from space.predictor import Answer, Predictor
+from tests.clips import write_clip
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,24 @@ def test_a_broken_file_in_between_moves_no_answer(predictor, small_phantom):
     mixed = list(predictor.stream([*files[:2], b"no image", *files[2:]]))
     assert isinstance(mixed.pop(2), InputError)
     assert np.allclose(*([each.probabilities for each in answers] for answers in (whole, mixed)), atol=1e-6)
+
+
+def test_of_many_clips_the_frames_of_one_are_held_at_a_time(predictor, small_phantom, tmp_path, monkeypatch):
+    clip, image = write_clip(tmp_path / "clip.mp4", 24), min((small_phantom / "images").iterdir())
+    read, held, shown = [], [], []
+
+    def counted(source):
+        frames = load_frames(source)
+        read.extend(map(weakref.ref, frames))
+        held.append(sum(frame() is not None for frame in read))
+        return frames
+
+    monkeypatch.setattr("space.predictor.load_frames", counted)
+    answers = list(predictor.stream([image, *[clip] * 7], None, lambda number, frame, _: shown.append(frame.size)))
+    assert max(held) <= 24 + 8
+    assert shown == [Image.open(image).size, *[(64, 48)] * 7]
+    whole = predictor.pool(predictor.answer(load_frames(clip))).probabilities
+    assert np.allclose([answer.probabilities for answer in answers[1:]], whole, atol=1e-6)
 
 
 def test_explaining_changes_no_answer(predictor):
