@@ -115,18 +115,21 @@ def keep_no_pictures() -> None:
 
 
 def sweep(blocks: gr.Blocks) -> None:
-    """From a thread of its own, delete what gradio's delete_cache does not know of: the raw uploads, which lie above
-    the folders that it keeps; and have it keep the image of a closed page no longer than that of an open one."""
+    """From a thread of its own, delete what gradio's delete_cache does not know of: raw uploads, what agents give as
+    text, and empty folders; and have it keep the image of a closed page no longer than that of an open one."""
+    folder = os.environ["GRADIO_TEMP_DIR"]
 
     def forever() -> None:
         while True:
             time.sleep(SWEPT)
             for session in list(blocks.state_holder.session_data.values()):
                 session.STATE_TTL_WHEN_CLOSED = KEPT
-            for file in Path(os.environ["GRADIO_TEMP_DIR"]).glob("*"):
-                with contextlib.suppress(OSError):
-                    if file.is_file() and time.time() - file.stat().st_mtime > KEPT:
-                        file.unlink()
+            known = set().union(*blocks.temp_file_sets, *(block.keep_in_cache for block in blocks.blocks.values()))
+            for above, folders, files in os.walk(folder, topdown=False):
+                for path in (os.path.join(above, name) for name in files + folders):
+                    with contextlib.suppress(OSError):  # a folder is not empty
+                        if path not in known and time.time() - os.lstat(path).st_ctime > KEPT:
+                            os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
     threading.Thread(target=forever, daemon=True, name="sweep").start()
 

@@ -1,5 +1,6 @@
 """The folder space/ on its own, and how the page starts and ends."""
 
+import base64
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gradio import mcp
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import expect
@@ -79,12 +81,14 @@ def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_a
     os.utime(own, (0, 0))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     server.keep_uploads_private()
+    monkeypatch.setattr(mcp, "DEFAULT_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # as when gradio is imported now
     monkeypatch.setattr(server, "SWEPT", 1)
     monkeypatch.setattr(server, "KEPT", 1)
     blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
     before = files_below(tmp_path)
     ask(blocks.local_url.rstrip("/"), "a-scan-of-somebody.png", (EXAMPLES / "synthetic-normal.png").read_bytes())
     assert files_below(tmp_path) > before
+    ask_as_an_agent(blocks.local_url, (EXAMPLES / "synthetic-normal.png").read_bytes())
     end = time.monotonic() + 20
     while files_below(tmp_path) - before and time.monotonic() < end:
         time.sleep(0.2)
@@ -176,6 +180,22 @@ def test_only_an_upload_is_opened_again(tmp_path):
     for given in (tmp_path / "scan.png", above / os.path.relpath(tmp_path / "scan.png", above)):
         assert given.is_file()
         assert "no longer held: give it again" in Page(Future(), texts.Texts()).see(None, -1, "cam", str(given))
+
+
+def ask_as_an_agent(address, png):
+    image = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    answer = httpx.post(
+        f"{address}gradio_api/mcp/",
+        headers={"Accept": "application/json, text/event-stream"},
+        json={
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "tools/call",
+            "params": {"name": "predict", "arguments": {"image": image}},
+        },
+        timeout=60,
+    )
+    assert "calls this image" in answer.text
 
 
 def look_at_an_example(browser, address):
