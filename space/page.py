@@ -163,7 +163,7 @@ class Page:
         return (
             refused + summary,
             stage.gallery(found, self.texts),
-            pd.DataFrame(rows).drop(columns=["group", "threshold"]),
+            _table(rows).drop(columns=["group", "threshold"]),
         )
 
     def _examine(self, uploads: list[tuple[str, str]], pictures: int = many.PICTURES) -> Iterator[many.Found]:
@@ -242,4 +242,9 @@ class Page:
         if not files:
             raise gr.Error(self.texts("many.none"), print_exception=False)
         rows = [each.row for each in self._examine(files, pictures=0)]
-        return pd.DataFrame(rows), many.to_csv(rows)
+        return _table(rows), many.to_csv(rows)
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    """Rows with None where there is nothing; pandas would make NaN of it beside numbers, which JSON does not know."""
+    return pd.DataFrame(rows, dtype=object)

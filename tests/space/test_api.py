@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -80,6 +81,17 @@ def test_many_files_are_answered_in_order_and_a_broken_one_has_its_reason(client
     assert [row["path"] for row in told] == [EXAMPLE.name, "broken.png", "clip.mp4"]
     assert [bool(row["error"]) for row in told] == [False, True, False]
     assert csv.splitlines()[0] == ",".join(rows["headers"])
+
+
+def test_where_one_of_many_files_could_not_be_read_its_probabilities_are_null(address):
+    with httpx.Client(base_url=f"{address}/gradio_api", timeout=60) as http:
+        given = {"broken.png": b"no image", "scan.png": EXAMPLE.read_bytes()}
+        paths = http.post("/upload", files=[("files", pair) for pair in given.items()]).json()
+        files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        event = http.post("/call/predict_batch", json={"data": [files]}).json()["event_id"]
+        answer = http.get(f"/call/predict_batch/{event}").text.strip().rpartition("data: ")[2]
+    rows = json.loads(answer, parse_constant=pytest.fail)[0]
+    assert [row[rows["headers"].index("probability_sick")] is None for row in rows["data"]] == [True, False]
 
 
 def test_a_file_is_called_what_it_was_called_before_it_was_uploaded(address):
