@@ -86,17 +86,21 @@ class Page:
             gr.Radio(choices=methods, value=predictor.methods[0]),
         )
 
+    def read(self, file: str) -> Opened:
+        """The image of a file, of several frames the first. Raises InputError."""
+        image, more = load_image(file), ""
+        if clips.is_clip(Path(file)):
+            more = self.texts("image.first")
+        elif frames_in(Path(file)) > 1:
+            more = self.texts("image.page")
+        return Opened(image, more)
+
     def open(self, file: str | None) -> tuple[Opened | InputError | str, str]:
         """What is to be seen of a file, or why it cannot be read, and the file; empty texts where there is none."""
         if not file:
             return "", ""
         try:
-            image, more = load_image(file), ""
-            if clips.is_clip(Path(file)):
-                more = self.texts("image.first")
-            elif frames_in(Path(file)) > 1:
-                more = self.texts("image.page")
-            return Opened(image, more), file
+            return self.read(file), file
         except InputError as reason:
             return reason, file
 
@@ -193,7 +197,7 @@ class Page:
         Returns:
             label: the prediction as in answer, and the calibrated probability of each class, the highest first
             overlay: the image with what speaks for the class
-            said: the answer in words
+            said: the answer in words, and of a file of several frames or pages that it is that for the first
             answer: prediction (empty where it abstains), probabilities, threshold, abstained
             distance in answer: above 1 where the image is unlike the training images
         """
@@ -207,7 +211,7 @@ class Page:
         if not image:
             raise gr.Error(self.texts("many.none"), print_exception=False)
         try:
-            picture = load_image(image)
+            picture, more = self.read(image)
         except InputError as reason:
             raise gr.Error(str(reason), print_exception=False) from None
         label = predictor.labels.index(shown) if shown else None
@@ -226,7 +230,7 @@ class Page:
             "label": answer["prediction"],
             "confidences": [{"label": name, "confidence": probability} for name, probability in ranked],
         }
-        said = str(describe(predictor, found, self.texts, label))
+        said = f"{describe(predictor, found, self.texts, label)} {more}".rstrip()
         return decided, overlay(picture, found.saliency), said, answer
 
     def predict_batch(self, files: list[tuple[str, str]]) -> tuple[pd.DataFrame, str]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from space import server
 from space.images import load_image
+from space.texts import Texts
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
@@ -92,6 +93,19 @@ def test_where_one_of_many_files_could_not_be_read_its_probabilities_are_null(ad
         answer = http.get(f"/call/predict_batch/{event}").text.strip().rpartition("data: ")[2]
     rows = json.loads(answer, parse_constant=pytest.fail)[0]
     assert [row[rows["headers"].index("probability_sick")] is None for row in rows["data"]] == [True, False]
+
+
+@pytest.mark.parametrize(("name", "key"), [("clip.dcm", "image.first"), ("pages.tif", "image.page"), ("one.tif", "")])
+def test_of_a_file_of_several_frames_it_is_said_that_the_first_is_answered(address, tmp_path, name, key):
+    frames, path = np.stack([speckle(seed) for seed in range(3)]), tmp_path / name
+    if path.suffix == ".dcm":
+        write_dicom(path, frames)
+    else:
+        first, *others = map(Image.fromarray, frames)
+        first.save(path, save_all=True, append_images=others if key else [])
+    said = ask(address, name, path.read_bytes())[2]
+    assert "calls this image" in said
+    assert said.endswith(f" {Texts()(key)}" if key else " in all.")
 
 
 def test_a_file_is_called_what_it_was_called_before_it_was_uploaded(address):
