@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from space.errors import InputError, check_size, reason_of
+from space.errors import InputError, check_scans, check_size, reason_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -104,7 +104,8 @@ class DicomFile:
         return [(number, self.frame(number)) for number in numbers]
 
     def _check_frame(self, index: int) -> None:
-        """Raise InputError when a JPEG, JPEG 2000 or RLE frame, which is decoded in its own size, has not the header's.
+        """Raise InputError when a JPEG, JPEG 2000 or RLE frame, which is decoded in its own size, has not the header's,
+        or a JPEG frame has too many scans.
 
         A JPEG whose size Pillow cannot read is left to its decoder.
         """
@@ -121,6 +122,8 @@ class DicomFile:
         if syntax == RLELossless:
             _check_rle(frame, data.Columns * data.Rows)
             return
+        if syntax in JPEGTransferSyntaxes:
+            check_scans(frame)
         with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
             if image.size != (data.Columns, data.Rows):
                 raise InputError(

@@ -3,6 +3,7 @@
 import re
 
 MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
+MOST_SCANS = 200  # of a JPEG file; a progressive one has some ten, and each is a pass over the whole picture
 MOST_RATIO = 50  # of the sides: many models scale the shorter one to a length, and the longer one with it
 
 
@@ -26,4 +27,13 @@ def check_size(width: int, height: int) -> None:
         raise InputError(
             f"the image has {width} x {height} pixels, expected one side at most {MOST_RATIO} times as long as the "
             "other: give the whole picture"
+        )
+
+
+def check_scans(jpeg: bytes) -> None:
+    """Raise InputError when a JPEG file has so many scans that it would be decoded for minutes or hours."""
+    scans = jpeg.count(b"\xff\xda")
+    if scans > MOST_SCANS:
+        raise InputError(
+            f"the JPEG image is drawn over {scans:,} times, expected {MOST_SCANS} at the most: save it again"
         )

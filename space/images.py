@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError, check_size, reason_of
+from space.errors import InputError, check_scans, check_size, reason_of
 from space.remote import content_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -38,6 +38,8 @@ def load_image(source: str | Path | bytes | dict) -> Image.Image:
                 return DicomFile(source).frame(0)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 check_size(*image.size)
+                if image.format in {"JPEG", "MPO"}:
+                    check_scans(source if isinstance(source, bytes) else source.read_bytes())
                 image.load()
                 return _to_rgb(upright(image))
     except InputError:

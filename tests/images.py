@@ -19,6 +19,12 @@ def write_images(folder: Path, *names: str) -> None:
         Image.fromarray(np.full((8, 9), index * 9, np.uint8)).save(folder / name)
 
 
+def drawn_over(jpeg: bytes, times: int) -> bytes:
+    """The bytes of a progressive JPEG file with its last scan so many times more."""
+    last, end = jpeg.rindex(b"\xff\xda"), jpeg.rindex(b"\xff\xd9")
+    return jpeg[:end] + jpeg[last:end] * times + jpeg[end:]
+
+
 def white_is_nought(tiff: bytes) -> bytes:
     """The bytes of a TIFF file of grey with its values as they are, said to be 0 where it is white."""
     tag = struct.pack("<HHI", 262, 3, 1)

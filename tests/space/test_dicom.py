@@ -27,6 +27,7 @@ from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.images import load_image
 from tests.dicom import write_dicom
+from tests.images import drawn_over
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
 
@@ -274,6 +275,16 @@ def test_a_frame_larger_than_the_header_says_is_refused_before_it_is_decoded(tmp
     assert file.frame(0).size == (64, 48)
     with pytest.raises(InputError, match="has 400 x 300 pixels, expected 64 x 48 as its header says: export it again"):
         file.frame(1)
+
+
+def test_a_jpeg_frame_that_is_drawn_over_very_often_is_refused(tmp_path):
+    data, buffer = dcmread(write_dicom(tmp_path / "a.dcm", RAMP)), io.BytesIO()
+    Image.fromarray(RAMP).save(buffer, "JPEG", progressive=True)
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = encapsulate([drawn_over(buffer.getvalue(), 500)])
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(InputError, match="drawn over 506 times"):
+        DicomFile(tmp_path / "a.dcm").frame()
 
 
 def test_an_rle_frame_that_unfolds_to_more_than_the_header_says_is_refused_before_it_does(tmp_path):

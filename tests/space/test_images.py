@@ -12,7 +12,7 @@ from transformers.image_utils import load_image as pipeline_load_image
 from space.clips import load_frames
 from space.errors import InputError
 from space.images import FORMATS, frames_in, load_image
-from tests.images import white_is_nought
+from tests.images import drawn_over, white_is_nought
 
 
 def file_of(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -127,6 +127,15 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
     with pytest.raises(InputError, match="8000 x 8000 pixels"):
         load_image(content)
     assert time.perf_counter() - started < 0.5
+
+
+def test_a_jpeg_that_is_drawn_over_very_often_is_refused_before_it_is_decoded(tmp_path):
+    content = file_of(Image.fromarray(noise(64, 64, 3)), "JPEG", progressive=True)
+    (tmp_path / "often.jpg").write_bytes(drawn_over(content, 500))
+    for source in (tmp_path / "often.jpg", drawn_over(content, 500)):
+        with pytest.raises(InputError, match="drawn over 510 times, expected 200 at the most: save it again"):
+            load_image(source)
+    assert load_image(content).size == (64, 64)
 
 
 def test_a_strip_which_would_become_huge_when_its_shorter_side_is_scaled_is_refused():
