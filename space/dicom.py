@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".dcm", ".dicom"})
 OTHERS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})  # not worth opening
 MARK = b"DICM"
+MOST_ELEMENTS = 100_000  # pydicom keeps each in hundreds of bytes, also one that has eight in the file
 
 
 def is_dicom(source: Path | bytes) -> bool:
@@ -54,7 +55,7 @@ class DicomFile:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
                 _check_deflated(file)
                 file.seek(0)
-                data = self._data = pydicom.dcmread(file, force=True)
+                data = self._data = pydicom.dcmread(_Counted(file), force=True)
             if "PixelData" not in data:
                 raise InputError("the DICOM file holds no picture: give one with pixels")
             check_size(int(data.Columns), int(data.Rows))
@@ -205,9 +206,25 @@ class DicomFile:
         return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
 
 
+class _Counted:
+    """A file for pydicom, which reads an element in three parts; after very many, `read` raises InputError."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self._left = 3 * MOST_ELEMENTS
+
+    def read(self, *size: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise InputError(
+                f"the DICOM file holds more than {MOST_ELEMENTS:,} elements, as none of a picture does: export it again"
+            )
+        return self._read(*size)
+
+
 def _check_deflated(file: BinaryIO) -> None:
     """Raise InputError when pydicom, which inflates a deflated file whole, would take far more memory than its size."""
-    from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
+    from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     from space.archives import MOST_BYTES, MOST_RATIO, SMALL  # not above, for it imports this module
@@ -219,10 +236,12 @@ def _check_deflated(file: BinaryIO) -> None:
     _read_command_set_elements(file)
     packed = file.read()
     most = min(MOST_BYTES, max(MOST_RATIO * len(packed), SMALL))
-    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)) > most:
+    unfolded = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)
+    if len(unfolded) > most:
         raise InputError(
             f"the DICOM file unfolds to more than {most >> 20} MB, as no picture of its size does: save it uncompressed"
         )
+    read_dataset(_Counted(io.BytesIO(unfolded)), False, True)  # pydicom itself will not read it through `file`
 
 
 def _check_rle(frame: bytes, pixels: int) -> None:

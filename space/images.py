@@ -6,15 +6,18 @@ import errno
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from space.dicom import DicomFile, is_dicom
 from space.errors import InputError, check_scans, check_size, reason_of
 from space.remote import content_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+MOST_OF_TAGS = 2  # times the bytes of a file, which each of its tags may say to hold
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not those for which Pillow starts other programs
 
 
@@ -86,3 +89,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
         image = Image.fromarray(scaled.round().astype(np.uint8))
     return image.convert("RGB")
+
+
+class _Tags:
+    """A file of tags, of which no more is read than MOST_OF_TAGS times what it holds: then `read` raises InputError."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        here = self.tell()
+        self.seek(0, io.SEEK_END)
+        self._left = MOST_OF_TAGS * self.tell()
+        self.seek(here)
+
+    def read(self, size: int) -> bytes:
+        content = self._read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise InputError("its tags hold more than the file itself does: save it again")
+        return content
+
+
+def _load_tags(tags: ImageFileDirectory_v2, file: BinaryIO, load=ImageFileDirectory_v2.load) -> None:
+    load(tags, _Tags(file))
+
+
+# Pillow copies the bytes of each tag of a TIFF file, or of EXIF in any other, and has no limit of its own: some hundred
+# kilobytes, which ten thousand tags say to hold, would become gigabytes. This is the one place where it reads tags.
+ImageFileDirectory_v2.load = _load_tags

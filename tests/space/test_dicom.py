@@ -2,6 +2,7 @@ import io
 import struct
 import sys
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -332,6 +334,24 @@ def test_a_deflated_file_is_read_and_one_that_would_take_all_memory_is_refused_b
             DicomFile(source)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_file_of_very_many_elements_is_refused(tmp_path, syntax, nested):
+    data = dcmread(write_dicom(tmp_path / "a.dcm", RAMP))
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(tmp_path / "a.dcm")
+    head = (tmp_path / "a.dcm").read_bytes()
+    head = head[: 144 + int.from_bytes(head[140:144], "little")]
+    body = struct.pack("<HH2sH", 9, 4096, b"SH", 0) * 310_000
+    if nested:  # in an item of a sequence without a length
+        item = struct.pack("<HHL", 0xFFFE, 0xE000, 2**32 - 1)
+        body = struct.pack("<HH2sHL", 9, 4096, b"SQ", 0, 2**32 - 1) + item + body
+    if syntax == DeflatedExplicitVRLittleEndian:
+        body = zlib.compress(body, wbits=-15)
+    with pytest.raises(InputError, match="more than 100,000 elements, as none of a picture does: export it again"):
+        DicomFile(head + body)
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):

@@ -3,6 +3,8 @@ import io
 import os
 import struct
 import time
+import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -136,6 +138,29 @@ def test_a_jpeg_that_is_drawn_over_very_often_is_refused_before_it_is_decoded(tm
         with pytest.raises(InputError, match="drawn over 510 times, expected 200 at the most: save it again"):
             load_image(source)
     assert load_image(content).size == (64, 64)
+
+
+def tags_that_share_their_bytes(count: int, size: int) -> bytes:
+    """A TIFF file of 8 x 8 pixels with so many more tags, all of which say to hold the same bytes."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64}
+    entries = [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items()]
+    entries += [struct.pack("<HHLL", 1000 + tag, 7, size, 8) for tag in range(count)]
+    start = b"II*\0" + struct.pack("<L", 8 + size) + bytes(size)
+    return start + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "WEBP", "JPEG"])
+def test_tags_that_say_to_hold_the_same_bytes_take_no_more_memory_than_the_file(format):
+    few, many = tags_that_share_their_bytes(1, 900), tags_that_share_their_bytes(500, 50_000)
+    if format != "TIFF":
+        few, many = (file_of(Image.new("RGB", (8, 8)), format, exif=b"Exif\0\0" + tags) for tags in (few, many))
+    assert load_image(few).size == (8, 8)
+    refused = pytest.raises(InputError, match="its tags hold more than the file itself does: save it again")
+    tracemalloc.start()
+    with nullcontext() if format == "JPEG" else refused:  # which is opened without its tags
+        load_image(many)
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
 
 
 def test_a_strip_which_would_become_huge_when_its_shorter_side_is_scaled_is_refused():
