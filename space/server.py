@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEPT = 600  # seconds for which an upload may lie on the disk unused; it is deleted then, and when the server ends
 SWEPT = 60  # seconds between two looks for what is older
+UPLOADING: list[float] = []  # when each upload that is still coming began, in seconds of time.time
 
 HEADERS = {
     # gradio's own page has scripts and styles in it and makes functions from text; everything comes from this server.
@@ -52,7 +53,7 @@ HEADERS = {
 
 
 class Headers:
-    """Adds HEADERS to every answer."""
+    """Adds HEADERS to every answer, and keeps UPLOADING."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -63,7 +64,17 @@ class Headers:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, told if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"].endswith("/gradio_api/upload"):
+            began = time.time() - 1  # the clock of files may be a little behind
+            UPLOADING.append(began)
+            try:
+                await self.app(scope, receive, told)
+            finally:
+                UPLOADING.remove(began)
+        else:
+            await self.app(scope, receive, told)
 
 
 def keep_uploads_private() -> None:
@@ -115,8 +126,9 @@ def keep_no_pictures() -> None:
 
 
 def sweep(blocks: gr.Blocks) -> None:
-    """From a thread of its own, delete what gradio's delete_cache does not know of: raw uploads, what agents give as
-    text, and empty folders; and have it keep the image of a closed page no longer than that of an open one."""
+    """From a thread of its own, delete what gradio's delete_cache does not know of: raw uploads, unless they are still
+    coming, what agents give as text, and empty folders; and have it keep the image of a closed page no longer than that
+    of an open one."""
     folder = os.environ["GRADIO_TEMP_DIR"]
 
     def forever() -> None:
@@ -126,9 +138,12 @@ def sweep(blocks: gr.Blocks) -> None:
                 session.STATE_TTL_WHEN_CLOSED = KEPT
             known = set().union(*blocks.temp_file_sets, *(block.keep_in_cache for block in blocks.blocks.values()))
             for above, folders, files in os.walk(folder, topdown=False):
+                last = time.time() - KEPT
+                if above == folder:  # the first files of an upload lie there until its last has come
+                    last = min([last, *UPLOADING])
                 for path in (os.path.join(above, name) for name in files + folders):
                     with contextlib.suppress(OSError):  # a folder is not empty
-                        if path not in known and time.time() - os.lstat(path).st_ctime > KEPT:
+                        if path not in known and os.lstat(path).st_ctime < last:
                             os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
     threading.Thread(target=forever, daemon=True, name="sweep").start()

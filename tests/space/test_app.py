@@ -116,6 +116,26 @@ def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tm
     blocks.close()
 
 
+def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(model, monkeypatch):
+    def body():
+        for name in ("a.png", "b.png"):
+            yield f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n{name}\r\n'.encode()
+            time.sleep(4)
+        yield b"--x--\r\n"
+
+    monkeypatch.setattr(server, "SWEPT", 1)
+    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+    broken_off = Path(os.environ["GRADIO_TEMP_DIR"]) / "raw"
+    broken_off.write_text("the start of an image")
+    monkeypatch.setattr(server, "KEPT", 1)  # for what is raw
+    time.sleep(2)
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{blocks.local_url}gradio_api/upload", content=body(), headers=form, timeout=60)
+    assert [Path(path).read_text() for path in answer.json()] == ["a.png", "b.png"]
+    assert not broken_off.exists()
+    blocks.close()
+
+
 def test_the_image_of_a_closed_page_is_forgotten_after_a_while(browser, model, monkeypatch):
     monkeypatch.setattr(server, "SWEPT", 1)
     blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
