@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -73,22 +73,16 @@ class DicomFile:
 
         Without a window 8 bits stay as they are, and more are scaled by the range that the frame uses.
         """
-        from pydicom.pixels import apply_modality_lut, pixel_array
+        from pydicom.pixels import pixel_array
 
         try:
             self._check_frame(index)
             values = pixel_array(self._data, index=index)
-            kind = self._data.PhotometricInterpretation
-            if kind == "PALETTE COLOR":
-                return _to_image(self._coloured(values))
+            if self._data.PhotometricInterpretation == "PALETTE COLOR":
+                return _to_image(_each_once(values, self._coloured))
             if values.ndim == 3:
-                return _to_image(values if values.dtype == np.uint8 else _by_range(values))
-            values = self._without_unused_bits(values)
-            padding = self._padding(values)
-            values = apply_modality_lut(values, self._data).astype(np.float64)
-            values[padding] = values[~padding].min(initial=values.max())  # a value that widens no range
-            grey = self._windowed(values)
-            return _to_image(np.where(padding, 0, 255 - grey if kind == "MONOCHROME1" else grey))
+                return _to_image(values if values.dtype == np.uint8 else _each_once(values, _by_range))
+            return _to_image(_each_once(values, self._grey))
         except InputError:
             raise
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
@@ -131,6 +125,17 @@ class DicomFile:
                     f"the DICOM file's picture has {image.width} x {image.height} pixels, expected {data.Columns} x "
                     f"{data.Rows} as its header says: export it again"
                 )
+
+    def _grey(self, values: np.ndarray) -> np.ndarray:
+        """Rescaled, windowed, turned over and padded, as 8 bits; the range is that of the values."""
+        from pydicom.pixels import apply_modality_lut
+
+        values = self._without_unused_bits(values)
+        padding = self._padding(values)
+        values = apply_modality_lut(values, self._data).astype(np.float64)
+        values[padding] = values[~padding].min(initial=values.max())  # a value that widens no range
+        grey = self._windowed(values)
+        return np.where(padding, 0, 255 - grey if self._data.PhotometricInterpretation == "MONOCHROME1" else grey)
 
     def _coloured(self, values: np.ndarray) -> np.ndarray:
         """By the palette's own colours: the upper 8 bits of 16, unless it uses the lower ones alone."""
@@ -265,6 +270,25 @@ def _check_rle(frame: bytes, pixels: int) -> None:
                     f"the DICOM file's picture unfolds to more than the {pixels:,} pixels that its header says: "
                     "export it again"
                 )
+
+
+def _each_once(values: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `shown` makes of values, of each value once where they are integers of at most 16 bits: it takes ten times
+    the memory of what it is given."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        return shown(values)
+    codes = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+    used = np.zeros(1 << 8 * codes.itemsize, bool)
+    for line in codes:  # an index of all would take as much memory again
+        used[line] = True
+    (found,) = used.nonzero()
+    of_found = shown(found.astype(codes.dtype).view(values.dtype))
+    table = np.zeros((len(used), *of_found.shape[1:]), np.uint8)
+    table[found] = of_found
+    made = np.empty(values.shape + table.shape[1:], np.uint8)
+    for index, line in enumerate(codes):
+        made[index] = table[line]
+    return made
 
 
 def _by_range(values: np.ndarray) -> np.ndarray:

@@ -302,6 +302,16 @@ def test_an_rle_frame_that_unfolds_to_more_than_the_header_says_is_refused_befor
     tracemalloc.stop()
 
 
+def test_a_frame_of_16_bits_takes_little_more_memory_than_its_pixels(tmp_path):
+    values = np.add.outer(np.arange(400), np.arange(1000)).astype(np.int16) * 20 - 10_000
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", values, 12, RescaleSlope=2, WindowCenter=100, WindowWidth=3000))
+    file.frame()  # what is imported is not counted
+    tracemalloc.start()
+    file.frame()
+    assert tracemalloc.get_traced_memory()[1] < 8 * values.size
+    tracemalloc.stop()
+
+
 def test_patient_and_burned_in_text_are_told(tmp_path):
     file = DicomFile(write_dicom(tmp_path / "a.dcm", RAMP))
     assert (file.patient, file.burned_in) == ("patient-7", "yes")
