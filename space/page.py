@@ -47,6 +47,14 @@ class Model(NamedTuple):
         return cls(Path(os.path.abspath(model_id)).name, Batches(predictor), Card(model_id))
 
 
+class Given(NamedTuple):
+    """A file that was given, and when: it is seen again where it was given again. A hundred visitors' images would fill
+    the memory."""
+
+    file: str
+    when: float
+
+
 class Opened(NamedTuple):
     """The image of a file, in RGB, and what to say of more frames than this first one, where the file holds more."""
 
@@ -95,31 +103,25 @@ class Page:
             more = self.texts("image.page")
         return Opened(image, more)
 
-    def open(self, file: str | None) -> tuple[Opened | InputError | str, str]:
-        """What is to be seen of a file, or why it cannot be read, and the file; empty texts where there is none."""
-        if not file:
-            return "", ""
-        try:
-            return self.read(file), file
-        except InputError as reason:
-            return reason, file
+    def open(self, file: str | None) -> tuple[Given | str, str]:
+        """What the server and the browser hold of a file that was given; empty texts where there is none."""
+        return (Given(file, time.monotonic()), file) if file else ("", "")
 
-    def see(
-        self, opened: Opened | InputError | str | None, shown: int | None, method: str | None, given: str | None
-    ) -> str:
-        """The stage with what was opened and its answer, and the map of a class by a method; the map of the answer, or
-        by the best method, where the model has no such class or method.
+    def see(self, held: Given | str | None, shown: int | None, method: str | None, given: str | None) -> str:
+        """The stage with the image that was given and its answer, and the map of a class by a method; the map of the
+        answer, or by the best method, where the model has no such class or method.
 
-        opened: None when it is no longer held; then the file that was given is opened again, if it is still there.
+        held, given: as of `open`; where held is None, for the server has forgotten it, given is taken.
         """
-        if opened is None and given:
-            if not server.is_upload(given):
-                return stage.refusal(self.texts("image.gone"))
-            opened, _ = self.open(given)
-        if not opened:
+        file = given if held is None else held and held.file
+        if not file:
             return stage.empty(self.texts("image.empty"))
-        if isinstance(opened, InputError):
-            return stage.refusal(str(opened))
+        if not server.is_upload(file):
+            return stage.refusal(self.texts("image.gone"))
+        try:
+            opened = self.read(file)
+        except InputError as reason:
+            return stage.refusal(str(reason))
         predictor = self.model.predictor
         label = shown if shown in range(len(predictor.labels)) else None
         method = method if method in predictor.methods else predictor.methods[0]

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -134,6 +135,12 @@ def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(model
     assert [Path(path).read_text() for path in answer.json()] == ["a.png", "b.png"]
     assert not broken_off.exists()
     blocks.close()
+
+
+def test_of_a_visitor_s_image_the_server_holds_no_pixels(tmp_path):
+    Image.fromarray(speckle(0)).save(tmp_path / "scan.png")
+    held, _ = Page(Future(), texts.Texts()).open(str(tmp_path / "scan.png"))
+    assert len(pickle.dumps(held)) < 1000
 
 
 def test_the_image_of_a_closed_page_is_forgotten_after_a_while(browser, model, monkeypatch):

@@ -158,7 +158,7 @@ def test_of_a_file_of_several_frames_it_is_said_that_the_first_is_seen(tmp_path)
     write_dicom(tmp_path / "one.dcm", speckle(0))
     write_dicom(tmp_path / "two.dcm", np.stack([speckle(0), speckle(1)]))
     page = Page(Future(), Texts())
-    told = {path.name: page.open(str(path))[0].more for path in tmp_path.iterdir()}
+    told = {path.name: page.read(str(path)).more for path in tmp_path.iterdir()}
     assert {name for name, more in told.items() if "this is the first of them" in more} == {
         name for name in told if name.startswith("two")
     }
