@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from PIL import Image
 from torch import nn
 from torch.nn.functional import avg_pool2d
@@ -122,6 +121,8 @@ def saliency_maps(model: nn.Module, pixel_values: torch.Tensor, classes: torch.T
     if method == "cam":
         with torch.inference_mode():
             return look(model, pixel_values)[2][torch.arange(len(classes)), classes]
+    from captum.attr import IntegratedGradients, LayerGradCam, Occlusion  # slow to import, and cam does without
+
     logits, (height, width) = Logits(model), pixel_values.shape[2:]
     if method == "grad_cam":
         return LayerGradCam(logits, last_stage(model)).attribute(pixel_values, target=classes)[:, 0].detach()

@@ -34,11 +34,9 @@ from training.fingerprint import take_fingerprints
 from training.groups import groups_from_names, merge
 from training.inputs import Input, find_inputs
 from training.listings import is_told, read_table
-from training.measure import assess
 from training.outputs import new_file
 from training.predictions import Predictions, is_complete
 from training.processes import require_several
-from training.tables import classification_tables
 
 SHOWN = 10  # rows that are printed
 
@@ -108,6 +106,8 @@ def report(rows: Iterable[dict], labels: list[str], truth: dict[str, Truth]) -> 
     """The numbers of `assess` for the rows whose path is in `truth`; the others are counted. A group that `truth` does
     not know is that of the row; where neither knows any, groups are the proposed ones. Images that are copies are of
     one group. None where there is no such row."""
+    from training.measure import assess  # slow to import, and without labels nothing is measured
+
     table = pd.DataFrame(list(rows), columns=columns_of(labels))
     known = table["path"].map(os.path.abspath).map(truth)
     kept = known.notna() & (table["error"] == "")
@@ -195,6 +195,8 @@ def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> 
     if result is None:
         print("\n--labels names none of the images of this part")
         return
+    from training.tables import classification_tables
+
     with new_file(file) as work:
         work.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{result['n']} images in {result['groups']} groups\n\n{classification_tables(result)}")
