@@ -140,11 +140,11 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
     width, height = FRAME
     sheet = Picture.new("RGB", (SHOWN * (2 * width + GAP), len(kinds) * (height + 3 * LINE)), "white")
     draw, top = ImageDraw.Draw(sheet), 0
+    undecoded = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
     for kind, order in kinds.items():
         first = ~table["group"].iloc[order].duplicated().to_numpy()  # one image of a patient or clip
         chosen = order[first][:SHOWN]
-        undecoded = rows.select(chosen).select_columns(["image"]).cast_column("image", Image(decode=False))
-        images = [load_image(each) for each in undecoded["image"]]
+        images = [load_image(each) for each in undecoded[chosen]["image"]]
         draw.text((0, top), kind, "black", font_size=LINE - 2)
         for column, (index, image, answer) in enumerate(
             zip(chosen, images, predictor.answer(images, method), strict=True)
