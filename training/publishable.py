@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from datasets.arrow_writer import ParquetWriter
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -26,9 +25,9 @@ from space.dicom import is_dicom
 from space.errors import InputError
 from space.images import load_image, upright
 from space.remote import read_content
-from training.audit import audit_data
 from training.card import find_template, plain
-from training.fingerprint import require_readable
+from training.evaluate import with_pixels
+from training.groups import with_groups
 from training.listings import ASIDE
 from training.model import labels_of
 from training.outputs import read_again
@@ -73,10 +72,9 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
             f"for one (column license: {', '.join(filter(None, given))[:100] or 'empty'}); leave them out, or say "
             "--i-have-the-rights"
         )
-    audit = audit_data({data: rows})
-    require_readable(rows, audit.prints.facts["broken"].tolist())
-    parts = _parts(rows, audit.images["pixels"], model, data)
-    columns = {"group": _numbered(audit.images), "site": list(rows["site"])}
+    rows = with_pixels(with_groups(rows))
+    parts = _parts(rows, model, data)
+    columns = {"group": _numbered(rows), "site": list(rows["site"])}
     columns |= {name: _column(rows, name) for name in KEPT if name in rows.column_names}
     columns["license"] = licences
     table = rows.select_columns(["image", "label"])
@@ -157,13 +155,13 @@ def _licences(rows: Dataset) -> list[str]:
     return [licence(american or british) for american, british in given]
 
 
-def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarray:
+def _parts(rows: Dataset, model: Path, data: str) -> np.ndarray:
     """The split of each row, (n,) of text."""
     split = read_split(model)
     split = split[split["split"].isin(PARTS)]
     recipe = read_again(model / "recipe.yaml")
     sites = recipe.get("sites")
-    found = pd.DataFrame({"path": list(rows["path"]), "pixels": pixels.to_numpy()})
+    found = rows.select_columns(["path", "pixels"]).to_pandas()
     key = "path" if split["path"].isin(found["path"]).any() else "pixels"  # a model of the Hub has numbers for names
     split = split.drop_duplicates(key).set_index(key, drop=False)
     same = split["pixels"] == found.drop_duplicates(key).set_index(key, drop=False)["pixels"].reindex(split.index)
@@ -181,11 +179,12 @@ def _parts(rows: Dataset, pixels: pd.Series, model: Path, data: str) -> np.ndarr
     return parts
 
 
-def _numbered(images: pd.DataFrame) -> list[str]:
-    """Groups, with copies joined, as g00001, g00002, ...; in the order of their pixels, which tells of no name."""
-    first = images.groupby("merged")["pixels"].min().sort_values()
+def _numbered(rows: Dataset) -> list[str]:
+    """Groups as g00001, g00002, ...; in the order of their pixels, which tells of no name."""
+    images = rows.select_columns(["group", "pixels"]).to_pandas()
+    first = images.groupby("group")["pixels"].min().sort_values()
     number = {group: f"g{index:05d}" for index, group in enumerate(first.index, 1)}
-    return [number[group] for group in images["merged"]]
+    return [number[group] for group in images["group"]]
 
 
 def _clean(row: dict) -> dict:
