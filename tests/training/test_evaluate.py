@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from space.errors import InputError
-from tests.images import speckle, write_images, write_table
+from tests.images import speckle, write_table
 from training import average, evaluate
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
@@ -20,9 +22,30 @@ def model(small_model, tmp_path):
     return shutil.copytree(small_model, tmp_path / "model")
 
 
-def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_each_image(model, small_phantom, capsys):
-    evaluate.main([str(model), "--data", str(small_phantom), "--sites", "B", "--name", "site_b"])
-    result = json.loads((model / "eval" / "site_b.json").read_text())
+@pytest.fixture
+def other(small_model, tmp_path):
+    """The same model with other images in its parts."""
+    other = shutil.copytree(small_model, tmp_path / "other")
+    split = pd.read_csv(other / "split.csv", dtype=str)
+    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
+    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+    return other
+
+
+@pytest.fixture(scope="module")
+def site_b(small_model, small_phantom, tmp_path_factory):
+    """A model evaluated at site B with all options, and what was printed."""
+    model = shutil.copytree(small_model, tmp_path_factory.mktemp("site_b") / "model")
+    with redirect_stdout(StringIO()) as printed:
+        evaluate.main(
+            [str(model), "--data", str(small_phantom), "--sites", "B", "--name", "site_b", "--prevalence", "0.1"]
+            + ["--against", str(small_model), "--saliency", "grad_cam"]
+        )
+    return model, json.loads((model / "eval" / "site_b.json").read_text()), printed.getvalue()
+
+
+def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_each_image(site_b):
+    model, result, printed = site_b
     threshold = json.loads((model / "config.json").read_text())["threshold"]
     assert (result["n"], result["labels"], result["threshold"]) == (28, ["normal", "sick"], pytest.approx(threshold))
     assert np.sum(result["confusion_matrix"]) == 28
@@ -39,7 +62,6 @@ def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_ea
     assert result["saliency"]["place"]["images"] == 14
     assert set(result["f1"]) == set(result["ci95"]["f1"]) == {"normal", "sick", "macro"}
     assert "site_b" in (model / "README.md").read_text()
-    printed = capsys.readouterr().out
     assert "macro avg" in printed
     assert "called sick" in printed
     table = pd.read_csv(model / "eval" / "site_b.csv")
@@ -66,12 +88,17 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
 
 
-def test_images_of_one_class_are_measured_as_far_as_they_go(model, tmp_path, capsys):
-    write_images(tmp_path, *(f"normal/{number}.png" for number in range(9)))
-    rows = [[f"normal/{number}.png", "normal", "A"] for number in range(9)]
-    write_table(tmp_path / "metadata.csv", ["file_name", "label", "site"], *rows)
+def test_images_of_one_class_are_measured_as_far_as_they_go_and_their_groups_are_those_of_their_names(
+    model, tmp_path, capsys
+):
+    names = [f"normal/clip{clip}_frame{frame}.png" for clip in range(12) for frame in range(2)]
+    (tmp_path / "normal").mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(speckle(number)).save(tmp_path / name)
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "site"], *([name, "normal", "A"] for name in names))
     evaluate.main([str(model), "--data", str(tmp_path), "--name", "normal"])
     result = json.loads((model / "eval" / "normal.json").read_text())
+    assert (result["n"], result["groups"], result["cases"]["n"]) == (24, 12, 12)
     assert result["elsewhere"] is False  # other patients, and none of another site
     assert result["roc_auc"] is None
     assert 0 <= result["specificity"] <= 1
@@ -98,14 +125,11 @@ def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "average"])
-def test_other_images_of_the_same_names_are_no_part_of_the_split(model, small_phantom, tmp_path, verb):
-    data, other = tmp_path / "data", shutil.copytree(model, tmp_path / "other")
+def test_other_images_of_the_same_names_are_no_part_of_the_split(model, other, small_phantom, tmp_path, verb):
+    data = tmp_path / "data"
     shutil.copytree(small_phantom, data, ignore=shutil.ignore_patterns("masks"))
     for number, file in enumerate((data / "images").iterdir()):
         Image.fromarray(speckle(number)).save(file)
-    split = pd.read_csv(other / "split.csv", dtype=str)
-    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
-    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
     with pytest.raises(InputError, match="found other images under the names of its split.csv, images/"):
         if verb == "evaluate":
             evaluate.main([str(model), "--data", str(data), "--split", "test", "--name", "x"])
@@ -115,12 +139,8 @@ def test_other_images_of_the_same_names_are_no_part_of_the_split(model, small_ph
     assert not (model / "eval" / "x.json").exists()
 
 
-def test_figures_at_a_prevalence_against_another_model_and_of_another_method(model, small_phantom, capsys):
-    evaluate.main(
-        [str(model), "--data", str(small_phantom), "--sites", "B", "--name", "b", "--prevalence", "0.1"]
-        + ["--against", str(model), "--saliency", "grad_cam"]
-    )
-    result = json.loads((model / "eval" / "b.json").read_text())
+def test_figures_at_a_prevalence_against_another_model_and_of_another_method(site_b, small_model):
+    _, result, printed = site_b
     sensitivity, specificity = result["sensitivity"], result["specificity"]
     positives, alarms = 0.1 * sensitivity, 0.9 * (1 - specificity)
     if positives + alarms:
@@ -128,8 +148,7 @@ def test_figures_at_a_prevalence_against_another_model_and_of_another_method(mod
     assert set(result["against"]["difference"].values()) == {0.0}
     assert result["against"]["roc_auc_p"] == 1.0
     assert result["saliency"]["method"] == "grad_cam"
-    printed = capsys.readouterr().out
-    assert "minus model:" in printed
+    assert f"minus {small_model.name}:" in printed
     assert "DeLong's test of the AUCs, over groups: p = 1" in printed
 
 
@@ -142,23 +161,9 @@ def test_of_very_many_sites_only_their_number_is_printed(model):
     assert "site S" not in told
 
 
-def test_groups_are_those_of_the_file_names_where_none_are_given(model, tmp_path):
-    for clip in range(12):
-        for frame in range(2):
-            file = tmp_path / "data" / ("normal", "sick")[clip % 2] / f"clip{clip}_frame{frame}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(speckle(2 * clip + frame)).save(file)
-    evaluate.main([str(model), "--data", str(tmp_path / "data"), "--name", "clips"])
-    result = json.loads((model / "eval" / "clips.json").read_text())
-    assert (result["n"], result["groups"], result["cases"]["n"]) == (24, 12, 12)
-
-
-def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path, capsys):
+def test_folds_together_judge_every_image_once(model, other, small_phantom, capsys):
     """Two folders with other test parts: the rows of each are judged by itself."""
-    other = shutil.copytree(model, tmp_path / "other")
-    split = pd.read_csv(other / "split.csv", dtype=str)
-    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
-    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+    split = pd.read_csv(model / "split.csv", dtype=str)
     evaluate.main(
         [str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other), "--against", str(other)]
     )
@@ -172,41 +177,32 @@ def test_folds_together_judge_every_image_once(model, small_phantom, tmp_path, c
     assert f"other was trained on {seen} of these {len(table)} images" in capsys.readouterr().out
 
 
-def test_folds_of_other_classes_or_without_a_split_are_refused_and_one_of_real_images_is_not_synthetic(
-    model, small_phantom, tmp_path
-):
-    other = shutil.copytree(model, tmp_path / "other")
-    arguments = [str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other)]
-    split = pd.read_csv(other / "split.csv", dtype=str)
-    (other / "split.csv").unlink()
-    with pytest.raises(InputError, match="other: found no model folder"):
-        evaluate.main(arguments)
-    swapped = split["split"].map({"test": "train", "validation": "test", "train": "validation"})
-    split.assign(split=swapped).to_csv(other / "split.csv", index=False)
+def test_folds_of_other_classes_or_without_a_split_are_refused(model, other, small_phantom):
     config = json.loads((other / "config.json").read_text())
     turned = config | {"id2label": {"0": "sick", "1": "normal"}, "label2id": {"sick": 0, "normal": 1}}
     (other / "config.json").write_text(json.dumps(turned))
     for option in ("--folds", "--against"):
-        arguments[-2] = option
         with pytest.raises(InputError, match="found the classes sick, normal; expected normal, sick, in that order"):
-            evaluate.main(arguments)
-    arguments[-2] = "--folds"
-    (other / "config.json").write_text(json.dumps(config))
+            evaluate.main([str(model), "--data", str(small_phantom), "--name", "folds", option, str(other)])
+    (other / "split.csv").unlink()
+    with pytest.raises(InputError, match="other: found no model folder"):
+        evaluate.main([str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other)])
+
+
+def test_folds_of_a_site_that_each_left_out_are_not_home_and_those_with_real_images_not_synthetic(
+    model, other, small_phantom, tmp_path
+):
+    for folder in (model, other):
+        split = pd.read_csv(folder / "split.csv", dtype=str)
+        split["site"] = np.where(split["split"] == "test", "A", "C")
+        split.to_csv(folder / "split.csv", index=False)
     data = shutil.copytree(small_phantom, tmp_path / "data")
     table = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
-    real = table["file_name"].isin(split["path"][swapped == "test"])
+    real = table["file_name"].isin(split["path"][split["split"] == "test"])
     table.assign(synthetic=table["synthetic"].mask(real, "")).to_csv(data / "metadata.csv", index=False)
-    arguments[2] = str(data)
-    evaluate.main(arguments)
-    assert not json.loads((model / "eval" / "folds.json").read_text())["synthetic"]
-
-
-def test_a_site_that_was_left_out_is_not_home(model, small_phantom):
-    split = pd.read_csv(model / "split.csv", dtype=str)
-    split["site"] = np.where(split["split"] == "test", "A", "C")
-    split.to_csv(model / "split.csv", index=False)
-    evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
-    assert json.loads((model / "eval" / "test.json").read_text())["elsewhere"]
+    evaluate.main([str(model), "--data", str(data), "--name", "folds", "--folds", str(other)])
+    result = json.loads((model / "eval" / "folds.json").read_text())
+    assert (result["elsewhere"], result["synthetic"]) == (True, False)
 
 
 def test_what_is_no_model_folder_is_refused(small_phantom, tmp_path):
