@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.hub import OWNER
 
 LOOP = """
-import contextlib, importlib, io, json, os, sys
+import contextlib, importlib, io, json, os, sys, traceback
 from training import cli
 
 for line in sys.stdin:
@@ -31,6 +31,9 @@ for line in sys.stdin:
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 1
             print("" if isinstance(left.code, int) else left.code, file=err)
+        except Exception:
+            code = 1
+            traceback.print_exc()
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
