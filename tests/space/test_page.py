@@ -24,7 +24,6 @@ from tests.conftest import ROOT
 from tests.dicom import write_dicom
 from tests.images import speckle, write_table
 from tests.page import ask
-from tests.space.conftest import CHROMIUM, FLAGS
 
 EXAMPLES = ROOT / "space" / "examples"
 CALLED = re.compile("calls this image (normal|sick)")
@@ -36,27 +35,33 @@ on_a_desktop = pytest.mark.parametrize("window", [DESKTOP], indirect=True)  # wh
 
 @pytest.fixture(scope="module", params=[DESKTOP, PHONE])
 def window(request, browser):
+    """An open page for all tests: to load what it shows anew takes a third of what a new one takes."""
     width, height, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    context.set_default_timeout(10_000)
-    yield context
-    context.close()
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.set_default_timeout(10_000)
+    yield page
+    page.close()
 
 
 @pytest.fixture
 def page(window, address):
     """The page, of which every request and fault is kept: it asks nobody else, and has no fault."""
-    page = window.new_page()
+    window.goto(f"{address}/theme.css")  # what the page of the test before had begun ends here
     requested, faults = [], []
-    page.on("request", lambda asked: requested.append(asked.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-    page.goto(address)
-    expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
-    yield page
+    kept = {
+        "request": lambda asked: requested.append(asked.url),
+        "pageerror": lambda error: faults.append(str(error)),
+        "console": lambda said: faults.append(said.text) if said.type == "error" else None,
+    }
+    for event, keep in kept.items():
+        window.on(event, keep)
+    window.goto(address)
+    expect(window.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+    yield window
+    for event, keep in kept.items():
+        window.remove_listener(event, keep)
     assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
     assert faults == []
-    page.close()
 
 
 def open_tab(page, name):
@@ -177,32 +182,20 @@ def test_a_page_that_was_not_used_answers_after_a_hundred_calls_of_others(page, 
     expect(page.locator("#seen")).to_contain_text("speaks for sick")
 
 
-def test_a_photograph_has_left_and_right_as_the_camera_saw_them(browser, address, tmp_path):
-    frame = np.tile(np.where(np.arange(320) < 160, 235, 16).astype(np.uint8), (240, 1))  # white at the left
-    colours = bytes([128]) * (2 * 160 * 120)
-    (tmp_path / "camera.y4m").write_bytes(
-        b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420jpeg\n" + (b"FRAME\n" + frame.tobytes() + colours) * 10
-    )
-    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    flags += [f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}"]
-    with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags]) as camera:
-        page = camera.new_page()
-        page.goto(address)
-        expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
-        page.locator("#image").get_by_label("Capture from camera").click()
-        page.get_by_text("Click to Access Webcam").click()
-        page.wait_for_function("document.querySelector('#image video')?.videoWidth > 0")
-        page.get_by_label("capture photo").click()
-        seen = page.locator("#seen .picture img").first.get_attribute("src", timeout=15_000)
-        photograph = np.array(Image.open(io.BytesIO(base64.b64decode(seen.partition(",")[2]))).convert("L"))
-        left, right = np.split(photograph, 2, axis=1)
-        assert left.mean() > 200 > 50 > right.mean()
+@on_a_desktop
+def test_a_photograph_has_left_and_right_as_the_camera_saw_them(page):
+    page.locator("#image").get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#image video')?.videoWidth > 0")
+    page.get_by_label("capture photo").click()
+    seen = page.locator("#seen .picture img").first.get_attribute("src", timeout=15_000)
+    photograph = np.array(Image.open(io.BytesIO(base64.b64decode(seen.partition(",")[2]))).convert("L"))
+    left, right = np.split(photograph, 2, axis=1)
+    assert left.mean() > 200 > 50 > right.mean()
 
 
-def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(browser, address, model, monkeypatch):
-    page = browser.new_page()
-    page.goto(address)
-    expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+@on_a_desktop
+def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(page, model, monkeypatch):
     seen, picture = page.locator("#seen"), page.locator("#seen .picture img").first
     page.get_by_text("synthetic effusion").click()
     first = picture.get_attribute("src", timeout=15_000)
@@ -218,7 +211,6 @@ def test_what_is_shown_in_the_end_is_the_last_image_with_the_last_choice(browser
     page.wait_for_timeout(1_500)
     assert picture.get_attribute("src") == first
     expect(seen).to_contain_text("speaks for normal")
-    page.close()
 
 
 @on_a_desktop
@@ -294,29 +286,29 @@ def test_the_card_stands_in_about(page):
     expect_it_can_be_used(page, "about")
 
 
-def test_a_cold_start_and_a_full_queue_are_said(browser, model, monkeypatch):
+@on_a_desktop
+def test_a_cold_start_and_a_full_queue_are_said(window, model, monkeypatch):
     monkeypatch.setattr(app, "WAITING", 1)
     monkeypatch.setattr(app, "ANSWERED", 1)
     loading = Future()
     blocks = app.serve(loading, Texts())
-    page = browser.new_page()
-    page.goto(blocks.local_url)
-    expect(page.locator("#head")).to_contain_text("The model is being loaded", timeout=20_000)
+    window.goto(blocks.local_url)
+    expect(window.locator("#head")).to_contain_text("The model is being loaded", timeout=20_000)
     people, address, picture = ThreadPoolExecutor(4), blocks.local_url.rstrip("/"), EXAMPLES / "synthetic-normal.png"
     asked, refused = [], None
     while len(asked) < 2 or refused is None:  # one is being answered and one waits, which it takes a moment to begin
         one = people.submit(ask, address, picture.name, picture.read_bytes())
-        if wait([one], timeout=1).done:
+        if wait([one], timeout=0.5).done:
             refused = one
         else:
             asked.append(one)
     assert refused.exception().response.status_code == 503
-    page.get_by_text("synthetic normal").click()
-    expect(page.locator(".toast-body").first).to_contain_text("busy. Please try again", timeout=20_000)
+    window.get_by_text("synthetic normal").click()
+    expect(window.locator(".toast-body").first).to_contain_text("busy. Please try again", timeout=20_000)
     loading.set_result(model)
     wait(asked, timeout=20)
-    page.reload()
-    expect(page.locator("#head")).to_contain_text("Model: small", timeout=20_000)
-    page.close()
+    window.reload()
+    expect(window.locator("#head")).to_contain_text("Model: small", timeout=20_000)
+    window.goto("about:blank")
     people.shutdown()
     blocks.close()
