@@ -98,14 +98,14 @@ def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_a
 
 
 def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tmp_path):
-    monkeypatch.setattr(server, "SWEPT", 1)
-    monkeypatch.setattr(server, "KEPT", 4)
+    monkeypatch.setattr(server, "SWEPT", 0.5)
+    monkeypatch.setattr(server, "KEPT", 3)
     monkeypatch.setattr(many, "BATCH", 1)
     answer = model.batches.answer
-    monkeypatch.setattr(model.batches, "answer", lambda *given: (time.sleep(1), answer(*given))[1])
+    monkeypatch.setattr(model.batches, "answer", lambda *given: (time.sleep(0.7), answer(*given))[1])
     blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
     before = files_below(os.environ["GRADIO_TEMP_DIR"])
-    files = [tmp_path / f"{seed}.png" for seed in range(9)]
+    files = [tmp_path / f"{seed}.png" for seed in range(7)]
     for seed, file in enumerate(files):
         Image.fromarray(speckle(seed)).save(file)
     rows, _ = Client(blocks.local_url, verbose=False).predict(list(map(handle_file, files)), api_name="/predict_batch")
@@ -117,15 +117,43 @@ def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tm
     blocks.close()
 
 
-def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(model, monkeypatch):
+@pytest.fixture(scope="module")
+def window(browser):
+    """Whose pages find in its cache what they all load."""
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def blocks(model):
+    """A server of which only the tests of this file ask anything, and that sweeps every second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "SWEPT", 1)
+        blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
+        yield blocks
+        blocks.close()
+
+
+@pytest.fixture
+def page(blocks, window):
+    """The only page of that server, with an example that is answered."""
+    blocks.state_holder.session_data.clear()
+    page = window.new_page()
+    page.goto(blocks.local_url)
+    page.get_by_text("synthetic normal").click(timeout=20_000)
+    page.locator("#seen .answer").wait_for(timeout=15_000)
+    yield page
+    page.close()
+
+
+def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(blocks, monkeypatch):
     def body():
         for name in ("a.png", "b.png"):
             yield f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n{name}\r\n'.encode()
-            time.sleep(4)
+        time.sleep(3)  # the first is whole and on the disk, the second not
         yield b"--x--\r\n"
 
-    monkeypatch.setattr(server, "SWEPT", 1)
-    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
     broken_off = Path(os.environ["GRADIO_TEMP_DIR"]) / "raw"
     broken_off.write_text("the start of an image")
     monkeypatch.setattr(server, "KEPT", 1)  # for what is raw
@@ -134,7 +162,6 @@ def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(model
     answer = httpx.post(f"{blocks.local_url}gradio_api/upload", content=body(), headers=form, timeout=60)
     assert [Path(path).read_text() for path in answer.json()] == ["a.png", "b.png"]
     assert not broken_off.exists()
-    blocks.close()
 
 
 def test_of_a_visitor_s_image_the_server_holds_no_pixels(tmp_path):
@@ -143,10 +170,7 @@ def test_of_a_visitor_s_image_the_server_holds_no_pixels(tmp_path):
     assert len(pickle.dumps(held)) < 1000
 
 
-def test_the_image_of_a_closed_page_is_forgotten_after_a_while(browser, model, monkeypatch):
-    monkeypatch.setattr(server, "SWEPT", 1)
-    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
-    page = look_at_an_example(browser, blocks.local_url)
+def test_the_image_of_a_closed_page_is_forgotten_after_a_while(blocks, page, monkeypatch):
     assert opened(blocks)
     monkeypatch.setattr(server, "KEPT", 1)  # for an open page it is still what it was when the page was built
     page.close()
@@ -154,25 +178,18 @@ def test_the_image_of_a_closed_page_is_forgotten_after_a_while(browser, model, m
     while opened(blocks) and time.monotonic() < end:
         time.sleep(0.2)
     assert opened(blocks) == []
-    blocks.close()
 
 
-def test_pictures_that_are_shown_are_not_kept_by_the_server(browser, model):
-    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
-    page = look_at_an_example(browser, blocks.local_url)
+def test_pictures_that_are_shown_are_not_kept_by_the_server(blocks, page):
     ((name, session),) = blocks.state_holder.session_data.items()
     before = files_below(os.environ["GRADIO_TEMP_DIR"])
     httpx.get(f"{blocks.local_url}gradio_api/deep_link", params={"session_hash": name})  # asks for a link to it
     written = files_below(os.environ["GRADIO_TEMP_DIR"]) - before
     assert not [path for path in written if b"data:image/jpeg" in path.read_bytes()]
     assert "data:image/jpeg" not in str(list(session.components))
-    page.close()
-    blocks.close()
 
 
-def test_an_image_that_is_no_longer_held_is_opened_again_or_to_be_given_again(browser, model, tmp_path):
-    blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
-    page = look_at_an_example(browser, blocks.local_url)
+def test_an_image_that_is_no_longer_held_is_opened_again_or_to_be_given_again(blocks, page, tmp_path):
     seen = page.locator("#seen")
 
     def explain(label):
@@ -197,8 +214,6 @@ def test_an_image_that_is_no_longer_held_is_opened_again_or_to_be_given_again(br
     expect(seen).to_have_text("The image is no longer held: give it again.")
     page.locator("#image").get_by_label(re.compile("clear|remove", re.IGNORECASE)).first.click()
     expect(seen).to_contain_text("Give an image")
-    page.close()
-    blocks.close()
 
 
 def test_only_an_upload_is_opened_again(tmp_path):
@@ -223,14 +238,6 @@ def ask_as_an_agent(address, png):
         timeout=60,
     )
     assert "calls this image" in answer.text
-
-
-def look_at_an_example(browser, address):
-    page = browser.new_page()
-    page.goto(address)
-    page.get_by_text("synthetic normal").click(timeout=20_000)
-    page.locator("#seen .answer").wait_for(timeout=15_000)
-    return page
 
 
 def opened(blocks):
