@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from space.images import load_image
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.dicom import write_dicom
-from tests.hub import Hub
 from tests.images import speckle, write_images, write_table
 from training import data
 from training.fingerprint import take_fingerprints
@@ -186,8 +184,8 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypat
 
 
 @pytest.fixture
-def hub(tmp_path):
-    """A Hub with the data set clinic/frames, 6 images to train on and 4 to validate."""
+def ward(hub, tmp_path):
+    """Of the Hub's data sets ward/frames has 6 images to train on and 4 to validate, and ward/files a folder."""
     folder = tmp_path / "frames" / "data"
     folder.mkdir(parents=True)
     features = Features(
@@ -210,23 +208,23 @@ def hub(tmp_path):
         Dataset.from_dict(rows, features).to_parquet(folder / f"{part}-00000-of-00001.parquet", batch_size=4)
     for index in range(3):
         write_images(tmp_path / "files", f"sick/{index}.png", f"normal/{index}.png")
-    hub = Hub(tmp_path / "hub")
-    hub.add("dataset", "clinic/frames", folder.parent)
-    hub.add("dataset", "clinic/files", tmp_path / "files")
-    return hub
+    hub.add("dataset", "ward/frames", folder.parent)
+    hub.add("dataset", "ward/files", tmp_path / "files")
 
 
-def test_a_data_set_of_the_hub_is_read_whole_in_part_or_streamed(hub, tmp_path):
+@pytest.mark.xdist_group("hub")
+@pytest.mark.usefixtures("ward")
+def test_a_data_set_of_the_hub_is_read_whole_in_part_or_streamed(client):
     """Over HTTP with the unmodified client, in a process of its own: what it knows of the Hub is set at its start."""
     code = """
-import json, sys
+import json
 import numpy as np
 from datasets import Image
 from space.errors import InputError
 from space.images import load_image
 from training.sources import load_data
 
-for source in sys.argv[1:]:
+for source in SOURCES:
     try:
         rows = load_data(source)
         names = rows.features["label"].names
@@ -238,23 +236,16 @@ for source in sys.argv[1:]:
 """
     sources = ["", "?split=train", "?streaming=true", "?split=validation&streaming=true"]
     refused = ["?revision=nope", "?config=nope", "?sites=nope", "?split=nope&streaming=true"]
-    sources = ["clinic/frames" + options for options in sources + refused]
+    sources = ["ward/frames" + options for options in sources + refused]
     sources = [
-        "clinic/files",
-        "clinic/files?streaming=true",
+        "ward/files",
+        "ward/files?streaming=true",
         *sources,
-        "clinic/nothing",
-        "clinic/nothing?streaming=true",
+        "ward/nothing",
+        "ward/nothing?streaming=true",
     ]
-    with hub.serve() as address:
-        told = subprocess.run(
-            [sys.executable, "-c", code, *sources],
-            env=os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-        )
-    assert told.returncode == 0, told.stderr
-    files, streamed_files, whole, train, streamed, validation, *refused = map(json.loads, told.stdout.splitlines())
+    told = client.read(code.replace("SOURCES", str(sources)), token="").splitlines()
+    files, streamed_files, whole, train, streamed, validation, *refused = map(json.loads, told)
     assert streamed_files == files
     assert files["label"] == ["normal"] * 3 + ["sick"] * 3
     assert whole["label"] == ["sick", "normal"] * 5
