@@ -23,10 +23,10 @@ def sizes_of(parts):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """24 patients at three sites with 3 images each, one class rarer, and a given split."""
+    """24 patients at three sites with 2 images each, one class rarer, and a given split."""
     folder, rows = tmp_path_factory.mktemp("clips"), []
     for patient in range(24):
-        for frame in range(3):
+        for frame in range(2):
             name, label = f"{patient}-{frame}.png", "sick" if patient % 3 == 0 else "normal"
             Image.fromarray(speckle(patient * 10 + frame)).save(folder / name)
             part = "test" if patient % 8 == 0 or patient % 8 == 1 else "train"
@@ -68,7 +68,7 @@ def test_balance_touches_the_train_part_alone_unless_all_is_asked_for(clips, pla
     assert sizes_of(over) == before | {"train": [max(before["train"])] * 2}
     assert list(under["test"]["path"]) == list(over["test"]["path"]) == list(plain.parts["test"]["path"])
     all_ = sizes_of(prepare(DataArguments(str(clips), balance="undersample", balance_scope="all")).parts)
-    assert np.sum(list(all_.values()), axis=0).tolist() == [24, 24]
+    assert np.sum(list(all_.values()), axis=0).tolist() == [16, 16]
 
 
 def test_folds_are_a_partition_by_group_and_every_one_is_the_test_part_once(plain):
@@ -109,8 +109,8 @@ def test_a_choice_that_the_data_does_not_offer_is_refused_before_any_image_is_re
 
 
 def test_a_fold_without_an_image_and_a_split_without_words_or_with_others_are_refused(plain):
-    with pytest.raises(InputError, match="fold 0 of 30 holds no image; make fewer folds"):
-        split(plain.home, DataArguments("clips", folds=30))
+    with pytest.raises(InputError, match="fold 12 of 30 holds no image; make fewer folds"):
+        split(plain.home, DataArguments("clips", folds=30, fold=12))
     by_column = DataArguments("clips", split_by="column")
     without = plain.home.remove_columns("split")
     with pytest.raises(InputError, match="split_by: column needs a column split"):
@@ -137,7 +137,7 @@ def test_copies_in_two_parts_leak_also_by_way_of_an_image_in_none(clips, tmp_pat
 def test_one_site_left_out_is_the_whole_test_part(plain):
     parts = split(plain.home, DataArguments("clips", test_site="B"))
     assert set(parts["test"]["site"]) == {"B"}
-    assert len(parts["test"]) == 24
+    assert len(parts["test"]) == 16
     assert set(parts["train"]["site"]) | set(parts["validation"]["site"]) == {"A", "C"}
 
 

@@ -174,9 +174,10 @@ def table_of(rows) -> Dataset:
 @given(images)
 @settings(deadline=None)
 def test_classes_are_drawn_equally_often_and_within_a_class_its_sites(rows):
-    table = table_of(rows).to_pandas()
+    images = table_of(rows)
+    table = images.to_pandas()
     for balance in ("sampler", "sites"):
-        share = pd.Series(draw_shares(table_of(rows), balance))
+        share = pd.Series(draw_shares(images, balance))
         assert (share > 0).all()
         assert share.groupby(table["label"]).sum().to_numpy() == pytest.approx([0.5, 0.5])
     for label, of_sites in share.groupby([table["label"], table["site"]]).sum().groupby("label"):
