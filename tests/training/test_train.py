@@ -236,7 +236,7 @@ def test_a_model_is_synthetic_when_what_its_base_has_learned_from_is_too(parts, 
     told.parent.mkdir()
     for synthetic in (True, False):
         told.write_text(json.dumps({"synthetic": synthetic}))
-        recipe = {"model_name_or_path": str(tmp_path), "data": "phantom", "also": None}
+        recipe = {"model_name_or_path": str(tmp_path), "data": "phantom", "external": None, "also": None}
         assert train._learned_from(data, has_seen_nobody(str(tmp_path)), recipe)["synthetic"] == synthetic
 
 
