@@ -79,22 +79,27 @@ def test_a_stopped_fit_goes_on_to_the_same_end(parts, small_base, tmp_path, sett
         assert distance(whole, same) == 0
 
 
+def stop_in(trainer, step) -> None:
+    """Train, and be asked to stop while that step is taken."""
+    taken = trainer.training_step
+
+    def interrupted(*given):
+        trainer.stop.asked = trainer.state.global_step == step - 1
+        return taken(*given)
+
+    trainer.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == step
+
+
 @pytest.mark.parametrize("step", [2, 3], ids=["after an epoch", "within an epoch"])
 def test_a_stopped_fit_of_mixed_images_ends_with_workers_as_a_whole_one_without(parts, small_base, tmp_path, step):
     few = {part: parts[part].select(range(16)) for part in ("train", "validation")}
     settings = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "mixup": 0.4, "load_best_model_at_end": False}
     _, whole = fit(few, small_base, tmp_path / "whole", dataloader_num_workers=0, **settings)
     stopped, _ = make(few, small_base, tmp_path / "stopped", dataloader_num_workers=1, **settings)
-    taken = stopped.training_step
-
-    def interrupted(*given):
-        stopped.stop.asked = stopped.state.global_step == step - 1
-        return taken(*given)
-
-    stopped.training_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
-    assert stopped.state.global_step == step
+    stop_in(stopped, step)
     _, same = fit(few, small_base, tmp_path / "stopped", dataloader_num_workers=1, **settings)
     assert distance(whole, same) == 0
 
@@ -117,16 +122,7 @@ def test_a_fit_stopped_in_the_last_step_of_an_epoch_is_measured_before(parts, sm
     trainer, whole = fit(parts, small_base, tmp_path / "whole", **settings)
     assert trainer.state.global_step == 8
     stopped, _ = make(parts, small_base, tmp_path / "stopped", **settings)
-    taken = stopped.training_step
-
-    def interrupted(*given):
-        stopped.stop.asked = stopped.state.global_step == step - 1
-        return taken(*given)
-
-    stopped.training_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
-    assert stopped.state.global_step == step
+    stop_in(stopped, step)
     again, same = fit(parts, small_base, tmp_path / "stopped", **settings)
     assert distance(whole, same) == 0
     measured = [[entry["step"] for entry in one.state.log_history if "eval_loss" in entry] for one in (trainer, again)]

@@ -143,23 +143,13 @@ def _widen(told, groups, truth, decided, prevalence):
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
     independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
-    is no surer than the class of fewest groups, see also `_widened_mean`; a correlation of 1 is as sure as the shares
+    is no surer than the class of fewest groups, see also `_widen_means`; a correlation of 1 is as sure as the shares
     behind it. Of one group nothing is told of others, also by a correlation, a Brier score and a calibration error.
     Predictive values are shares of the groups called so at the images' own prevalence only; see
-    `_widen_predictive_values`. What no draw defines, such as a mean of many classes of a group each, can be anything.
+    `_widen_predictive_values`.
     """
     labels, intervals = told["labels"], told["ci95"]
-    means = {"sensitivity": "balanced_accuracy"}
-    if len(labels) > 2:
-        means |= {"roc_auc": "roc_auc", "average_precision": "average_precision"}
-
-    for values, bounds in (
-        (told, intervals),
-        *((_of_class(told, name), _of_class(intervals, name)) for name in ("f1", *PER_CLASS)),
-    ):
-        for name in bounds:
-            if bounds[name] is None and values[name] is not None:
-                bounds[name] = [-1.0 if name == "mcc" else 0.0, 1.0]
+    _fill(told)
 
     def counts(chosen):
         return [len(np.unique(groups[each])) for each in chosen]
@@ -197,18 +187,36 @@ def _widen(told, groups, truth, decided, prevalence):
     for bounds, name, number in shares:
         if bounds[name] is not None:
             bounds[name] = widened(bounds[name], number)
-    for name in by_class:
-        values, bounds, before = (_of_class(each, name) for each in (told, intervals, drawn))
-        if bounds["macro"] is not None and any(bounds[label] != before[label] for label in labels):
-            bounds["macro"] = _widened_mean(bounds["macro"], labels, values, bounds)
-            if name in means:
-                intervals[means[name]] = _widened_mean(intervals[means[name]], labels, values, bounds)
+    _widen_means(told, drawn)
     if prevalence is not None:
         _widen_predictive_values(told, prevalence, 1 in (of_class[-1], others[-1]))
 
 
 def _of_class(told, name):
     return told["f1"] if name == "f1" else told["per_class"][name]
+
+
+def _fill(told):
+    """What is told but no draw defines, such as a mean of many classes of a group each, can be anything; in place."""
+    by_class = [(_of_class(told, name), _of_class(told["ci95"], name)) for name in ("f1", *PER_CLASS)]
+    for values, bounds in [(told, told["ci95"]), *by_class]:
+        for name in bounds:
+            if bounds[name] is None and values[name] is not None:
+                bounds[name] = [-1.0 if name == "mcc" else 0.0, 1.0]
+
+
+def _widen_means(told, drawn):
+    """Means of classes some of whose intervals are no longer as drawn, in place; with what is told first of them."""
+    labels, intervals = told["labels"], told["ci95"]
+    first = {"sensitivity": "balanced_accuracy"}
+    if len(labels) > 2:
+        first |= {"roc_auc": "roc_auc", "average_precision": "average_precision"}
+    for name in ("f1", *PER_CLASS):
+        values, bounds, before = (_of_class(each, name) for each in (told, intervals, drawn))
+        if bounds["macro"] is not None and any(bounds[label] != before[label] for label in labels):
+            bounds["macro"] = _widened_mean(bounds["macro"], labels, values, bounds)
+            if name in first:
+                intervals[first[name]] = _widened_mean(intervals[first[name]], labels, values, bounds)
 
 
 def _widened_mean(mean, labels, values, bounds):
