@@ -214,3 +214,11 @@ def test_data_with_other_classes_is_refused(model, small_phantom, tmp_path):
     shutil.copytree(small_phantom / "images", tmp_path / "other" / "covid")
     with pytest.raises(InputError, match="found the classes covid; expected only normal, sick"):
         evaluate.main([str(model), "--data", str(tmp_path / "other"), "--name", "x"])
+
+
+def test_a_site_that_was_left_out_is_not_home(model, small_phantom):
+    split = pd.read_csv(model / "split.csv", dtype=str)
+    split["site"] = np.where(split["split"] == "test", "A", "C")
+    split.to_csv(model / "split.csv", index=False)
+    evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
+    assert json.loads((model / "eval" / "test.json").read_text())["elsewhere"]
