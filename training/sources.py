@@ -164,7 +164,7 @@ def _read_files(place: Path, frames: int) -> Dataset:
     rows = Dataset.from_generator(
         _rows,
         features=Features({"image": Image()} | {name: Value("string") for name in columns}),
-        gen_kwargs={"place": str(place.resolve()), "frames": frames, "columns": tuple(columns), "digest": digest},
+        gen_kwargs={"place": str(place.absolute()), "frames": frames, "columns": tuple(columns), "digest": digest},
         writer_batch_size=IMAGES_A_GROUP if PATIENT in columns else None,
     )
     return _by_patient(rows, is_told(place)) if PATIENT in columns else rows

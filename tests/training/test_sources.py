@@ -96,6 +96,19 @@ def test_a_table_lists_images_beside_it(tmp_path, ending):
     assert [image.size for image in rows["image"]] == [(9, 8), (9, 8)]
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_that_is_a_link_lists_images_beside_the_link(tmp_path, ending):
+    """As of DVC, git-annex and the Hub's cache, whose files are links to names without a suffix."""
+    for folder, grey in (("here", 90), ("store", 10)):
+        (tmp_path / folder).mkdir()
+        Picture.new("L", (9, 8), grey).save(tmp_path / folder / "1.png")
+    table = pd.DataFrame({"path": ["1.png"], "label": ["sick"]})
+    write = {"csv": table.to_csv, "parquet": table.to_parquet}[ending]
+    write(tmp_path / "store" / "digest", index=False)
+    (tmp_path / "here" / f"list.{ending}").symlink_to("../store/digest")
+    assert load_data(tmp_path / "here" / f"list.{ending}")[0]["image"].getpixel((0, 0)) == 90
+
+
 def test_labels_are_mapped_by_name_whatever_their_order(tmp_path):
     write_images(tmp_path, "sick/1.png", "normal/1.png")
     rows = load_data(tmp_path, ["sick", "normal"])
