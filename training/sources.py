@@ -17,6 +17,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ import datasets
 import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets.exceptions import DatasetGenerationError
 from filelock import FileLock
 
 from space import clips
@@ -89,12 +91,29 @@ def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:
     """The folder of the phantom, or of that many drawn sites, in the cache of `datasets`; made when it is not there."""
     which = f"{f'seed-{seed}-' if seed else ''}{f'{sites}-sites-' if sites else ''}"
     folder = Path(datasets.config.HF_DATASETS_CACHE) / f"chest-opacity-phantom-{which}{phantom_version()}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with new_folder(folder) as work:
-                phantom.write_phantom(work, seed, sites=sites)
+    with _writing_cache():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with new_folder(folder) as work:
+                    phantom.write_phantom(work, seed, sites=sites)
     return folder
+
+
+@contextmanager
+def _writing_cache() -> Iterator[None]:
+    """What the system says against writing the cache of `datasets` becomes one line."""
+    try:
+        yield
+    except (OSError, DatasetGenerationError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(reason, OSError):
+            raise
+        told = " ".join(str(reason).split())
+        raise InputError(
+            f"cannot write the cache {datasets.config.HF_DATASETS_CACHE}: {told}; set HF_DATASETS_CACHE to a folder "
+            "that can be written and has room"
+        ) from error
 
 
 def phantom_version() -> str:
@@ -161,12 +180,13 @@ def _number(option: str, text: str | int) -> int:
 def _read_files(place: Path, frames: int) -> Dataset:
     """The rows of a folder or table, on disk; label is still text."""
     columns, digest = _survey(place)
-    rows = Dataset.from_generator(
-        _rows,
-        features=Features({"image": Image()} | {name: Value("string") for name in columns}),
-        gen_kwargs={"place": str(place.absolute()), "frames": frames, "columns": tuple(columns), "digest": digest},
-        writer_batch_size=IMAGES_A_GROUP if PATIENT in columns else None,
-    )
+    with _writing_cache():
+        rows = Dataset.from_generator(
+            _rows,
+            features=Features({"image": Image()} | {name: Value("string") for name in columns}),
+            gen_kwargs={"place": str(place.absolute()), "frames": frames, "columns": tuple(columns), "digest": digest},
+            writer_batch_size=IMAGES_A_GROUP if PATIENT in columns else None,
+        )
     return _by_patient(rows, is_told(place)) if PATIENT in columns else rows
 
 

@@ -1,9 +1,11 @@
 import json
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,6 +129,28 @@ def test_an_empty_label_is_unlabelled(tmp_path):
     write_images(tmp_path, "1.png", "2.png")
     write_table(tmp_path / "metadata.csv", ["file_name", "label"], ["1.png", "sick"], ["2.png", ""])
     assert list(load_data(tmp_path)["label"]) == [0, UNLABELLED]
+
+
+@pytest.mark.parametrize("source", ["phantom", "FOLDER"])
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, source):
+    write_images(tmp_path, "data/sick/1.png")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(InputError, match="cannot write the cache .*file/cache: .*; set HF_DATASETS_CACHE to ") as no:
+        load_data(source.replace("FOLDER", str(tmp_path / "data")))
+    assert "\n" not in str(no.value)
+
+
+def test_a_full_disk_of_the_cache_is_one_line(tmp_path, monkeypatch):
+    write_images(tmp_path, "data/sick/1.png")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(InputError, match="cannot write the cache .*File too large.*; set HF_DATASETS_CACHE to "):
+            load_data(tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path):
