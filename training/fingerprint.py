@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,9 +48,17 @@ class Fingerprints:
 
 
 def take_fingerprints(rows: Dataset) -> Fingerprints:
-    """Decode every image of a data set once."""
+    """Decode every image of a data set once. Raises InputError when there is no room for the thumbnails."""
     with tempfile.TemporaryFile() as file:  # which goes when nobody looks at the thumbnails any more
-        thumbnails = np.memmap(file, np.uint8, "w+", shape=(max(len(rows), 1), SIDE, SIDE))
+        shape = (max(len(rows), 1), SIDE, SIDE)
+        try:
+            if hasattr(os, "posix_fallocate"):  # as it is not on a Mac
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # or a full disk would kill the process later
+        except OSError as error:
+            raise InputError(
+                f"cannot write {tempfile.gettempdir()}: {error}; set TMPDIR to a folder that has room"
+            ) from error
+        thumbnails = np.memmap(file, np.uint8, "w+", shape=shape)
     undecoded = rows.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
 
     def take(numbered: tuple[int, dict]) -> dict:

@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,13 @@ def test_rows_are_taken_as_they_are_looked_at_and_not_all_at_once(tmp_path):
     prints = take_fingerprints(rows.with_transform(take))
     assert prints.readable.tolist() == list(range(500))
     assert sum(file.exists() for file in files) == 200
+
+
+def test_a_disk_without_room_for_thumbnails_is_one_line(taken):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6 * SIDE * SIDE - 1, before[1]))
+        with pytest.raises(InputError, match="cannot write .*: .*File too large; set TMPDIR to "):
+            take_fingerprints(taken[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
