@@ -11,7 +11,8 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,18 +37,24 @@ class Predictions:
         """Open the file of rows beside `output`, or go on with it.
 
         run: all that must be the same for the rest of the rows to belong to those that are there. Raises InputError
-        when the output is there already, or of another run, unless it may be overwritten; and when it cannot be
-        written.
+        when the output is there already, or of another run, unless it may be overwritten; when another process is
+        writing it; and when it cannot be written.
         """
         self.output, self.columns, self.done = output, columns, 0
         if output.suffix.lower() not in FORMATS:
             raise InputError(f"--output {output}: expected a name that ends in {', '.join(FORMATS)}")
         self.file = _unfinished(output)
-        with writing(output):
-            self._refuse_existing(resume, overwrite)
+        with writing(output), ExitStack() as opened:
+            began = self.file.exists()
+            if not began:
+                self._refuse_existing(resume, overwrite)
+            self._lines = opened.enter_context(open(self.file, "ab"))
+            self._lock()
+            if began:
+                self._refuse_existing(resume, overwrite)
             told = {"run": run, "columns": columns}
             whole = 0
-            if resume and self.file.exists():
+            if resume:
                 lines = _whole_lines(self.file)
                 if head := next(lines, None):
                     self._require_same(head[0], told)
@@ -55,11 +62,10 @@ class Predictions:
                 for _, length in lines:
                     whole += length
                     self.done += 1
-            self._lines = open(self.file, "r+b" if whole else "wb")  # noqa: SIM115  closed by __exit__
             self._lines.truncate(whole)  # what was cut short is predicted again
-            self._lines.seek(whole)
             if not whole:
                 self._write(json.dumps(told))
+            opened.pop_all()
 
     def __enter__(self) -> Predictions:
         return self
@@ -75,9 +81,15 @@ class Predictions:
         self.done += 1
 
     def __iter__(self) -> Iterator[dict]:
-        """The rows that there are, as they were added."""
-        for row, _ in islice(_whole_lines(self.file), 1, None):
+        """The rows that there are, as they were added. Raises InputError when one can no longer be read."""
+        number = 0
+        for number, (row, _) in enumerate(islice(_whole_lines(self.file), 1, None), 1):  # noqa: B007
             yield dict(zip(self.columns, row, strict=True))
+        if number < self.done:
+            raise InputError(
+                f"{self.output}: row {number + 1} of {self.done} in {self.file.name} cannot be read; the same command "
+                "with --resume goes on from there"
+            )
 
     def finish(self, head: bool = True) -> None:
         """Write the output, which is a whole file of its format; head: a CSV file begins with the names of columns."""
@@ -96,6 +108,16 @@ class Predictions:
     def _write(self, line: str) -> None:
         self._lines.write(line.encode() + b"\n")
         self._lines.flush()
+
+    def _lock(self) -> None:
+        try:
+            flock(self._lines, LOCK_EX | LOCK_NB)  # until the file is closed, or the process ends
+        except BlockingIOError:
+            raise InputError(
+                f"{self.output}: another process is writing it; wait for it, or choose another --output"
+            ) from None
+        except OSError:  # a file system that knows no locks
+            pass
 
     def _refuse_existing(self, resume: bool, overwrite: bool) -> None:
         if self.output.is_dir():

@@ -420,3 +420,29 @@ def test_rows_from_the_first_that_the_power_took_on_are_predicted_again(tmp_path
             assert again.done == len(left)
             again.add({"path": "z"})
             assert [row["path"] for row in again] == [*left, "z"]
+
+
+def test_a_run_that_is_under_way_is_not_written_by_another(tmp_path):
+    output = tmp_path / "out.csv"
+    with Predictions(output, {}, ["path"]) as rows:
+        rows.add({"path": "a"})
+        for said in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="out.csv: another process is writing it; wait"):
+                Predictions(output, {}, ["path"], **said)
+        rows.add({"path": "b"})
+        assert [row["path"] for row in rows] == ["a", "b"]
+    with pytest.raises(InputError, match="a stopped run is there"):
+        Predictions(output, {}, ["path"])
+
+
+def test_an_output_is_not_whole_where_a_row_can_no_longer_be_read(tmp_path):
+    output = tmp_path / "out.csv"
+    with Predictions(output, {}, ["path"]) as rows:
+        for path in ("a", "b", "c"):
+            rows.add({"path": path})
+        rows.file.write_bytes(rows.file.read_bytes().replace(b'"b"', b'"b'))
+        with pytest.raises(InputError, match="row 2 of 3 .*out.csv.unfinished cannot be read; .* --resume"):
+            rows.finish()
+    assert not output.exists()
+    with Predictions(output, {}, ["path"], resume=True) as again:
+        assert again.done == 1
