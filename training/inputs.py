@@ -6,7 +6,8 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,26 @@ def _matches(pattern: str, refused: list[OSError]) -> set[str]:
     tops = filter(os.path.isdir, glob.glob(str(Path(*parts[:depth]))) if depth else ["."])
     folders = (glob.escape(here) for top in tops for here, _ in walk(Path(top), refused.append))
     return set().union(*(_matches(str(Path(here, *(parts[depth + 1 :] or "*"))), refused) for here in folders))
+
+
+def may_read(pattern: str, file: Path) -> bool:
+    """Whether a pattern names a file, which need not be there yet, or a folder above it that is read whole."""
+    parts = Path(pattern).parts
+    depth = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    top, rest = Path(os.path.realpath(Path(*parts[:depth]))), parts[depth:]
+    file = Path(os.path.realpath(file))
+    folders = [] if "**" in rest else [each for each in file.parents if not os.path.isfile(each / "metadata.csv")]
+    places = [each.relative_to(top).parts for each in (file, *folders) if each.is_relative_to(top)]
+    return any(_fits(rest, place) for place in places)
+
+
+def _fits(pattern: Sequence[str], place: Sequence[str]) -> bool:
+    """Whether the parts of a pattern, as `_matches` takes them, name a place of these parts."""
+    if not pattern:
+        return not place
+    if pattern[0] == "**":
+        return any(_fits(pattern[1:] or "*", place[skipped:]) for skipped in range(len(place)))
+    return bool(place) and fnmatchcase(place[0], pattern[0]) and _fits(pattern[1:], place[1:])
 
 
 def _wanted(match: str, pattern: str) -> bool:

@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from glob import has_magic
 from hashlib import file_digest, sha256
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -32,7 +33,7 @@ from training.cli import Parser, run
 from training.duplicates import find_copies
 from training.fingerprint import take_fingerprints
 from training.groups import groups_from_names, merge
-from training.inputs import Input, find_inputs
+from training.inputs import Input, find_inputs, may_read
 from training.listings import is_told, read_table
 from training.outputs import new_file
 from training.predictions import Predictions, is_complete
@@ -177,13 +178,19 @@ def _overlay_name(number: int, path: str) -> str:
     return f"{number:06d}_{stem.encode()[:80].decode(errors='ignore')}.png"  # the length of names is limited in bytes
 
 
-def _require_folder_apart(overlays: Path, paths: list[str]) -> None:
-    """Raise InputError when overlays would be taken for images by a run that goes on, or the next one."""
+def _require_folder_apart(overlays: Path, paths: list[str], first: str) -> None:
+    """Raise InputError when overlays would be taken for images by a run that goes on, or the next one.
+
+    first: the path of the first input, for which an overlay is named.
+    """
     if os.path.exists(overlays) and not os.path.isdir(overlays):
         raise InputError(f"--saliency {overlays}: is no folder; choose another")
     for path in filter(os.path.isdir, paths):
         if not is_told(Path(path)) and Path(os.path.realpath(overlays)).is_relative_to(os.path.realpath(path)):
             raise InputError(f"--saliency {overlays}: lies in {path}, all of which is predicted; choose another")
+    for path in filter(has_magic, paths):
+        if not os.path.exists(path) and may_read(path, overlays / _overlay_name(1, first)):
+            raise InputError(f"--saliency {overlays}: what lies there is predicted by {path}; choose another")
 
 
 def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
@@ -255,11 +262,11 @@ def main(argv: list[str] | None = None) -> None:
         lacking = args.labels and not figures.exists()
         print(f"{args.output} is complete{', so no report is made; --overwrite predicts it anew' if lacking else ''}")
         return
-    if args.saliency:
-        _require_folder_apart(args.saliency, args.paths)
     inputs = find_inputs(args.paths)
     if (first := next(inputs, None)) is None:
         raise InputError(f"{', '.join(args.paths)}: found no images")
+    if args.saliency:
+        _require_folder_apart(args.saliency, args.paths, first.path)
     predictor = Predictor(args.model, args.runtime, args.precision, bulk=True)
     if args.method and args.method not in predictor.methods:
         raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")

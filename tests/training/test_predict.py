@@ -24,6 +24,8 @@ from training.groups import with_groups
 from training.predictions import Predictions
 from training.sources import load_data
 
+NO_MODEL = "found no image classifier there"  # what is told where all else is in order
+
 
 def rows_of(file):
     with open(file, newline="") as table:
@@ -299,6 +301,30 @@ def test_overlays_are_not_written_among_the_images_where_they_would_be_predicted
     (tmp_path / "scans" / "metadata.csv").write_text("file_name\n1/1.png\n")  # nothing else is predicted
     predict.main([*command, str(tmp_path / "scans" / "overlays")])
     assert len(list((tmp_path / "scans" / "overlays").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "refused"),
+    [
+        ("scans/**/*.png", "scans/maps/1", True),
+        ("scans/**", "scans", True),
+        ("*/1/*.png", "scans/1", True),
+        ("scans/1/*[0-9].p?g", "scans/1", True),
+        ("scans/*", "scans/new/overlays", True),
+        ("scans/**/a*.png", "scans/maps", False),
+        ("scans/1/*.png", "scans/1/maps", False),
+        ("scans/1/a*", "scans/1", False),
+        ("*/*/*1.png", "scans", False),
+    ],
+)
+def test_overlays_are_not_written_where_a_pattern_would_name_them(tmp_path, pattern, inside, refused):
+    (tmp_path / "scans" / "1").mkdir(parents=True)
+    Image.new("L", (40, 30), 90).save(tmp_path / "scans" / "1" / "a1.png")
+    command = [str(tmp_path), str(tmp_path / pattern), "--output", str(tmp_path / "out.csv"), "--saliency"]
+    message = "--saliency .*: what lies there is predicted by .*; choose another" if refused else NO_MODEL
+    with pytest.raises(InputError, match=message):
+        predict.main([*command, str(tmp_path / inside)])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "a1.png", "scans"]
 
 
 def test_any_name_of_a_file_is_a_row_and_an_overlay(small_model, small_phantom, tmp_path):
