@@ -193,6 +193,17 @@ def _require_folder_apart(overlays: Path, paths: list[str], first: str) -> None:
             raise InputError(f"--saliency {overlays}: what lies there is predicted by {path}; choose another")
 
 
+def _require_no_overlays(overlays: Path, shard: int, shards: int) -> None:
+    """Raise InputError when the folder has an overlay of a row that has the number of one of this run."""
+    for file in sorted(overlays.glob("*_*.png")):
+        number = re.match(r"\d{6,}(?=_)", file.name)
+        if number and (int(number[0]) - shard) % shards == 0:
+            raise InputError(
+                f"--saliency {overlays}: {file.name} of an earlier run is there; go on with that by --resume, replace "
+                "what has the same name with --overwrite, or choose another"
+            )
+
+
 def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
     if result is None and shards == 1:
         raise InputError(
@@ -237,7 +248,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the .csv, .parquet or .jsonl file to write")
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
-    there.add_argument("--overwrite", action="store_true", help="replace the file, or a stopped run, if there is one")
+    there.add_argument("--overwrite", action="store_true", help="replace what a former run wrote or left")
     parser.add_argument("--saliency", metavar="DIR", type=Path, help="the folder for an overlay of each image")
     parser.add_argument("--method", choices=METHODS, help="of the overlays; by default the network's best")
     parser.add_argument(
@@ -267,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{', '.join(args.paths)}: found no images")
     if args.saliency:
         _require_folder_apart(args.saliency, args.paths, first.path)
+        if not (args.resume or args.overwrite):
+            _require_no_overlays(args.saliency, shard, shards)
     predictor = Predictor(args.model, args.runtime, args.precision, bulk=True)
     if args.method and args.method not in predictor.methods:
         raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")

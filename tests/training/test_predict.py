@@ -327,6 +327,26 @@ def test_overlays_are_not_written_where_a_pattern_would_name_them(tmp_path, patt
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "a1.png", "scans"]
 
 
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (["--shard", "1/1"], True),
+        (["--shard", "2/2"], True),
+        (["--shard", "1/2"], False),
+        (["--overwrite"], False),
+        (["--resume"], False),
+    ],
+)
+def test_overlays_of_another_run_are_replaced_only_when_that_is_said(tmp_path, given, refused):
+    Image.new("L", (40, 30), 90).save(tmp_path / "a.png")
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "000004_a.png").write_text("of another model")
+    command = [str(tmp_path), str(tmp_path / "a.png"), "--output", str(tmp_path / "out.csv")]
+    message = "--saliency .*maps: 000004_a.png of an earlier run is there; go on" if refused else NO_MODEL
+    with pytest.raises(InputError, match=message):
+        predict.main([*command, "--saliency", str(tmp_path / "maps"), *given])
+
+
 def test_any_name_of_a_file_is_a_row_and_an_overlay(small_model, small_phantom, tmp_path):
     image = next((small_phantom / "images").iterdir())
     names = ["one\rline.png", 'a "comma, and\nmore.png', f"{'影' * 82}.png", f"{'n' * 300}.png"]
