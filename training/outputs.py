@@ -48,6 +48,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     """Yield the name of a folder to make; it becomes `final` at the end, or is removed when anything is raised."""
     final = place_of(final)
     with writing(final) as work:
+        shutil.rmtree(work, ignore_errors=True)  # of a killed run that had the same process id
         try:
             yield work
             move_into_place(work, final)

@@ -11,6 +11,7 @@ from space.errors import InputError
 from tests.conftest import RECIPES
 from training import cli, train
 from training.outputs import new_file, new_folder, refuse_existing, writing
+from training.phantom import write_phantom
 
 SCRIPT = Path(sys.executable).parent / "chest-opacity"
 
@@ -79,6 +80,16 @@ def test_what_fails_half_way_leaves_nothing(make, tmp_path):
     assert os.listdir(tmp_path) == []
     with make(tmp_path / "out") as work:
         write(work)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_holds_nothing_of_a_killed_run_that_had_the_same_process_id(tmp_path):
+    old = tmp_path / f".out.{os.getpid()}.unfinished" / "images" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with new_folder(tmp_path / "out") as work:
+        write_phantom(work, scale=0.01)
+    assert not (tmp_path / "out" / "images" / "old.png").exists()
     assert os.listdir(tmp_path) == ["out"]
 
 
