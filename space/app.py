@@ -54,9 +54,7 @@ def build_page(loading: Future[Model], texts: Texts) -> gr.Blocks:
     """The page for a model that may still be loading; /predict and /predict_batch are its API."""
     page = Page(loading, texts)
     quiet = {"api_visibility": "private", "show_progress": "minimal"}
-    with gr.Blocks(
-        title=texts("page.title"), analytics_enabled=False, delete_cache=(server.SWEPT, server.KEPT)
-    ) as blocks:
+    with gr.Blocks(title=texts("page.title"), analytics_enabled=False) as blocks:
         gr.HTML(f"<h1>{escape(texts('page.title'))}</h1><p>{escape(texts('page.notice'))}</p>", elem_id="notice")
         head = gr.HTML(f"<p>{escape(texts('page.loading'))}</p>", elem_id="head")
         with gr.Tab(texts("tabs.image")), gr.Row():

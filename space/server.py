@@ -126,9 +126,11 @@ def keep_no_pictures() -> None:
 
 
 def sweep(blocks: gr.Blocks) -> None:
-    """From a thread of its own, delete what gradio's delete_cache does not know of: raw uploads, unless they are still
-    coming, what agents give as text, and empty folders; and have it keep the image of a closed page no longer than that
-    of an open one."""
+    """From a thread of its own, delete uploads, unless they are still coming, what is made of them, and empty folders;
+    and have gradio keep the image of a closed page no longer than that of an open one.
+
+    gradio's delete_cache would do part of it, but ends for good when an upload comes while it looks through its list.
+    """
     folder = os.environ["GRADIO_TEMP_DIR"]
 
     def forever() -> None:
@@ -136,14 +138,16 @@ def sweep(blocks: gr.Blocks) -> None:
             time.sleep(SWEPT)
             for session in list(blocks.state_holder.session_data.values()):
                 session.STATE_TTL_WHEN_CLOSED = KEPT
-            known = set().union(*blocks.temp_file_sets, *(block.keep_in_cache for block in blocks.blocks.values()))
+            for listed in blocks.temp_file_sets:
+                listed.clear()  # only delete_cache reads it, and it would grow
+            kept = set().union(*(block.keep_in_cache for block in blocks.blocks.values()))
             for above, folders, files in os.walk(folder, topdown=False):
                 last = time.time() - KEPT
                 if above == folder:  # the first files of an upload lie there until its last has come
                     last = min([last, *UPLOADING])
                 for path in (os.path.join(above, name) for name in files + folders):
                     with contextlib.suppress(OSError):  # a folder is not empty
-                        if path not in known and os.lstat(path).st_ctime < last:
+                        if path not in kept and os.lstat(path).st_ctime < last:
                             os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
     threading.Thread(target=forever, daemon=True, name="sweep").start()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gradio import mcp
+from gradio import mcp, route_utils
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import expect
@@ -94,6 +94,25 @@ def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_a
     while files_below(tmp_path) - before and time.monotonic() < end:
         time.sleep(0.2)
     assert files_below(tmp_path) == before
+    blocks.close()
+
+
+def test_uploads_are_deleted_also_where_gradio_cannot_look_through_its_own_list_of_them(monkeypatch):
+    def changed_meanwhile(*given):
+        raise RuntimeError("Set changed size during iteration")
+
+    monkeypatch.setattr(route_utils, "delete_files_created_by_app", changed_meanwhile)
+    monkeypatch.setattr(server, "SWEPT", 1)
+    monkeypatch.setattr(server, "KEPT", 1)
+    blocks = app.serve(Future(), texts.Texts())
+    upload = {"files": ("a-scan-of-somebody.png", b"not looked at")}
+    file = Path(httpx.post(f"{blocks.local_url}gradio_api/upload", files=upload, timeout=60).json()[0])
+    end = time.monotonic() + 20
+    while (file.exists() or blocks.upload_file_set) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not file.exists()
+    assert not blocks.upload_file_set  # or it would grow for as long as the server runs
+    monkeypatch.undo()
     blocks.close()
 
 
