@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from space import clips, dicom, images
-from space.errors import InputError
+from space.errors import InputError, reason_of
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 512 << 20  # of one file inside
@@ -51,8 +51,9 @@ def read_archive(path: Path, total: int = MOST_TOTAL) -> Iterator[tuple[str, byt
     except (*FAULTS, zlib.error) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"the archive is broken or none ({reason}): give a whole .zip, .tar or .tar.gz") from None
+        raise InputError(
+            f"the archive is broken or none ({reason_of(error)}): give a whole .zip, .tar or .tar.gz"
+        ) from None
 
 
 def _read_zip(file: BinaryIO, total: int) -> Iterator[tuple[str, bytes | InputError]]:

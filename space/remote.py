@@ -19,7 +19,7 @@ from pathlib import Path
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HTTPError
 
-from space.errors import InputError
+from space.errors import InputError, reason_of
 
 ROW_GROUPS = 8
 SCHEME = "hf://"
@@ -47,8 +47,7 @@ def content_of(image: dict) -> bytes | Path:
             images = _row_group(file, column, int(group))
         content = (images[int(row)].as_py() or {}).get("bytes")
     except (HTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"it cannot be fetched from the Hub ({reason}); try again later") from None
+        raise InputError(f"it cannot be fetched from the Hub ({reason_of(error)}); try again later") from None
     if content is None:
         raise InputError("its Parquet file on the Hub names it but does not hold it")
     return content

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from space.abstention import stage_features
-from space.errors import InputError
+from space.errors import InputError, reason_of
 from space.saliency import look
 
 PRECISIONS = {"torch": ("float32", "bf16"), "onnx": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}
@@ -76,8 +76,7 @@ def load_runtime(runtime: str, precision: str, folder: Path, network: Network | 
         package = "onnxruntime" if runtime == "onnx" else "openvino"
         raise InputError(f"--runtime {runtime} needs {package}: pip install {package}") from None
     except Exception as error:  # the runtimes' own have no class in common
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file}: cannot be loaded, export the model again ({reason})") from None
+        raise InputError(f"{file}: cannot be loaded, export the model again ({reason_of(error)})") from None
 
 
 def cores() -> int:

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from space.errors import InputError
+from space.errors import InputError, reason_of
 from space.mlp_head import MlpHeadConfig, MlpHeadForImageClassification
 from training.arguments import ModelArguments
 from training.stages import freeze, head_of
@@ -166,8 +166,7 @@ def _require_size(name: str, model: PreTrainedModel, size: int) -> None:
         with torch.no_grad():  # in inference mode, BEiT would keep tensors that cannot be trained with
             model.eval()(pixel_values=torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--image_size {size}: {name} takes no images of that size ({reason})") from None
+        raise InputError(f"--image_size {size}: {name} takes no images of that size ({reason_of(error)})") from None
 
 
 def _scratch_config(name: str, head: dict) -> PreTrainedConfig:
@@ -192,7 +191,7 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         where = "that folder" if Path(name).is_dir() else "the Hub (or its cache) under that name"
         raise InputError(
             f"base {name}: found no image classifier in {where}; give a Hub id that can be reached, a local folder, "
-            f"or scratch:NAME ({str(error).strip().splitlines()[0]})"
+            f"or scratch:NAME ({reason_of(error)})"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -220,7 +219,7 @@ def _processor_settings(name: str, config: PreTrainedConfig) -> dict:
     except (OSError, ValueError) as error:
         raise InputError(
             f"base {name}: it has no image processor (preprocessor_config.json), so its mean and deviation are unknown "
-            f"({str(error).strip().splitlines()[0]})"
+            f"({reason_of(error)})"
         ) from None
     found = {"image_mean": (0 - black) / (white - black), "image_std": 1 / (white - black)}
     back = other * found["image_std"] + found["image_mean"]

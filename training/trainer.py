@@ -24,7 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from space.errors import InputError
+from space.errors import InputError, reason_of
 from training.arguments import ModelArguments, TrainingArguments
 from training.callbacks import EpochOrder, EpochTable, LearningCurves, StopOnSignal, Stopwatch
 from training.ema import average_weights
@@ -218,10 +218,9 @@ class ClassifierTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"cannot write a checkpoint to {self.args.output_dir}: {reason}; make room there, and the same command "
-                "goes on from the one before"
+                f"cannot write a checkpoint to {self.args.output_dir}: {reason_of(error)}; make room there, and the "
+                "same command goes on from the one before"
             ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -242,8 +241,7 @@ def _of_this_network(checkpoint) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{checkpoint}: it is of another network or recipe ({reason})") from error
+        raise InputError(f"{checkpoint}: it is of another network or recipe ({reason_of(error)})") from error
 
 
 def make_trainer(

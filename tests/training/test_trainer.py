@@ -234,3 +234,15 @@ def test_a_fit_has_the_precision_of_the_recipe_whatever_accelerate_was_told(part
     model.classifier.register_forward_hook(lambda _head, _given, logits: kinds.add(logits.dtype))
     trainer.train()
     assert (trainer.args.precision, kinds) == ("float32", {torch.float32})
+
+
+def test_a_checkpoint_that_cannot_be_written_for_an_untold_reason_is_one_line_too(parts, small_base, tmp_path):
+    trainer, _ = make(parts, small_base, tmp_path)
+
+    def fails(_):
+        if trainer.state.global_step:
+            raise OSError
+
+    trainer.create_optimizer().register_state_dict_pre_hook(fails)
+    with pytest.raises(InputError, match="cannot write a checkpoint to .*checkpoints: OSError; make room there"):
+        trainer.train()
