@@ -32,11 +32,10 @@ from training.evaluate import report, require_own, rows_of_folds, select_rows, w
 from training.groups import with_groups
 from training.learned import ALSO
 from training.measure import measure
-from training.outputs import new_folder, read_again, refuse_existing
+from training.outputs import new_folder, read_again, read_split, refuse_existing
 from training.report import write_report
 from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
-from training.split import read_split
 
 NAME = "folds"  # of the evaluation
 MOST_LOSS = 1.1  # of the mean on images it was trained on, for 1 of the networks on others

@@ -9,9 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from space.card import HOME
-from training.model import labels_of
-from training.outputs import new_file, read_again
-from training.split import read_split
+from training.outputs import labels_of, new_file, read_again, read_split
 
 HERE = Path(__file__).parent
 TITLES = {

@@ -25,9 +25,9 @@ from training.fingerprint import require_readable, take_fingerprints
 from training.groups import merge, with_groups
 from training.hub import model_folder
 from training.measure import measure
+from training.outputs import read_split
 from training.report import write_report
 from training.sources import UNLABELLED, load_data, require_sites
-from training.split import read_split
 from training.tables import classification_tables, in_words
 
 

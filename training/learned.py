@@ -13,8 +13,8 @@ import pandas as pd
 from datasets import Dataset
 from transformers.utils import cached_file
 
-from training.outputs import read_again
-from training.split import PARTS, read_split
+from training.outputs import read_again, read_split
+from training.split import PARTS
 
 ALSO = "also"
 LEARNED = ("train", ALSO)

@@ -21,10 +21,8 @@ from training.calibration import Calibration
 from training.compare import compare
 from training.learned import LEARNED
 from training.metric.bootstrap import bootstrap, calibration_error, interval
-from training.model import labels_of
-from training.outputs import new_file
+from training.outputs import labels_of, new_file, read_split
 from training.saliency_check import check_saliency
-from training.split import read_split
 
 METRIC = Path(__file__).parent / "metric"
 SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart

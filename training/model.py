@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -93,17 +92,6 @@ def tells_these(name: str, model: PreTrainedModel) -> bool:
     """Whether the base has a head of the same kind for the same classes in their order, which `load_base` took over."""
     stored = AutoConfig.from_pretrained(name)
     return stored.id2label == model.config.id2label and stored.model_type == model.config.model_type
-
-
-def labels_of(folder: Path) -> list[str]:
-    """The classes of a model folder, in their order. Raises InputError when its config.json does not tell them."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        if "label_names" in config:  # an architecture of timm
-            return config["label_names"]
-        return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder / 'config.json'}: found no classes in it (id2label); train the model anew") from None
 
 
 def _with_mlp_head(name: str, stock: PreTrainedModel, head: dict) -> PreTrainedModel:

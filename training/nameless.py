@@ -19,10 +19,9 @@ import yaml
 
 from space.errors import InputError
 from training.card import write_card
-from training.outputs import read_again
+from training.outputs import read_again, read_columns
 from training.report import write_report
 from training.sources import is_phantom
-from training.split import read_table
 
 DIGITS = 16  # of a number
 EXAMPLE = re.compile(r", (such as .*|.* for one)$|, .*(?=, and are taken for two patients)", re.DOTALL)
@@ -74,7 +73,7 @@ def _numbered(files: Mapping[str, Path]) -> dict[str, str]:
     """The text of each table, its rows in the order of their numbers."""
     remedy = "evaluate again, or move it away"
     files = {name: path for name, path in files.items() if path.suffix == ".csv"}
-    tables = {name: read_table(path, ("path", "group", "pixels"), remedy) for name, path in files.items()}
+    tables = {name: read_columns(path, ("path", "group", "pixels"), remedy) for name, path in files.items()}
     least = [some.groupby("group")["pixels"].min() for some in (tables["split.csv"], pd.concat(tables.values()))]
     first = least[0].combine_first(least[1])  # split.csv stays as it is when evaluations are added
     number = {group: f"group-{pixels[:DIGITS]}" for group, pixels in first.items()} | {"": ""}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
@@ -88,6 +89,35 @@ def read_again(file: Path) -> dict:
     if not isinstance(told, dict):
         raise InputError(f"{file}: found no names and values; mend it")
     return told
+
+
+def labels_of(folder: Path) -> list[str]:
+    """The classes of a model folder, in their order. Raises InputError when its config.json does not tell them."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if "label_names" in config:  # an architecture of timm
+            return config["label_names"]
+        return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / 'config.json'}: found no classes in it (id2label); train the model anew") from None
+
+
+def read_split(folder: Path) -> pd.DataFrame:
+    """A model folder's split.csv, as text: path, label, group, site, pixels and split of each image. Raises InputError
+    when it is no such table."""
+    return read_columns(folder / "split.csv", ("path", "pixels", "split"), "train the model anew")
+
+
+def read_columns(file: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:
+    """A table of a model folder, as text. Raises InputError, with the remedy, when it does not have the columns."""
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if lacking := sorted(set(columns) - set(table.columns)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        return table
+    except ValueError as error:
+        reason, named = " ".join(str(error).split()), f"{', '.join(columns[:-1])} and {columns[-1]}"
+        raise InputError(f"{file}: found no table of {named} ({reason}); {remedy}") from None
 
 
 @contextmanager

@@ -29,11 +29,10 @@ from training.card import find_template, plain
 from training.evaluate import with_pixels
 from training.groups import with_groups
 from training.listings import ASIDE
-from training.model import labels_of
-from training.outputs import read_again
+from training.outputs import labels_of, read_again, read_split
 from training.repositories import TAG
 from training.sources import IMAGES_A_GROUP, UNLABELLED, load_data
-from training.split import PARTS, read_split
+from training.split import PARTS
 
 KEPT = ("license", "attribution", "synthetic")
 ORDER = (*PARTS, *ASIDE)

@@ -21,6 +21,7 @@ from huggingface_hub.repocard import metadata_load
 import space
 from space.errors import InputError
 from training import hub, repositories
+from training.card import find_template
 from training.cli import Parser, run
 from training.outputs import read_again, writing
 from training.repositories import Plan, Upload
@@ -161,8 +162,6 @@ def _shows_people(name: str, folder: Path) -> bool:
 
 def _runtimes_for(model: Upload) -> str:
     """A line of requirements.txt for each runtime that can run something in a model repository."""
-    from training.card import find_template  # slow to import
-
     needed = [
         name for name, files in RUNTIMES.items() if any(repositories.matches(file, files) for file in model.files)
     ]

@@ -10,15 +10,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import permutations
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 
 from space.errors import InputError
-from training.arguments import DataArguments
 from training.listings import ASIDE, PART_OF
+
+if TYPE_CHECKING:  # slow to import
+    from training.arguments import DataArguments
 
 PARTS = ("train", "validation", "test")
 MOST_SIZES = 256  # of the units of a part that a swap is sought among, evenly spaced; all pairs of more take minutes
@@ -65,24 +67,6 @@ def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:
         turn = args.fold if args.folds else args.test_site  # so that each fold keeps others from training
         assigned[open_] = assign_parts(units[open_], labels[open_], shares, seed if turn is None else f"{seed}:{turn}")
     return {part: rows.select(np.flatnonzero(assigned == part)) for part in PARTS}
-
-
-def read_split(folder: Path) -> pd.DataFrame:
-    """A model folder's split.csv, as text: path, label, group, site, pixels and split of each image. Raises InputError
-    when it is no such table."""
-    return read_table(folder / "split.csv", ("path", "pixels", "split"), "train the model anew")
-
-
-def read_table(file: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:
-    """A table of a model folder, as text. Raises InputError, with the remedy, when it does not have the columns."""
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if lacking := sorted(set(columns) - set(table.columns)):
-            raise ValueError(f"it lacks {', '.join(lacking)}")
-        return table
-    except ValueError as error:
-        reason, named = " ".join(str(error).split()), f"{', '.join(columns[:-1])} and {columns[-1]}"
-        raise InputError(f"{file}: found no table of {named} ({reason}); {remedy}") from None
 
 
 def assign_parts(

@@ -29,7 +29,8 @@ from space.errors import InputError
 from space.predictor import Predictor
 from tests.fits import GROUP_NORM, save_base
 from training.arguments import ModelArguments
-from training.model import SCRATCH, labels_of, load_base
+from training.model import SCRATCH, load_base
+from training.outputs import labels_of
 
 
 def base(name, **settings):
