@@ -32,7 +32,7 @@ from training.evaluate import report, require_own, rows_of_folds, select_rows, w
 from training.groups import with_groups
 from training.learned import ALSO
 from training.measure import measure
-from training.outputs import new_folder, read_again, read_split, refuse_existing
+from training.outputs import new_folder, read_again, read_split, refuse_existing, require_model_folder
 from training.report import write_report
 from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
@@ -95,8 +95,7 @@ def _recipe_of_all(folders: Sequence[Path]) -> dict:
         raise InputError("found one model folder; expected those of several folds")
     first = {}
     for folder in folders:
-        if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-            raise InputError(f"{folder}: found no model folder ({missing[0]} is missing)")
+        require_model_folder(folder, *NEEDED)
         recipe = read_again(folder / "recipe.yaml")
         first = first or recipe
         if differs := [key for key in first | recipe if key not in OWN and first.get(key) != recipe.get(key)]:

@@ -25,7 +25,7 @@ from training.fingerprint import require_readable, take_fingerprints
 from training.groups import merge, with_groups
 from training.hub import model_folder
 from training.measure import measure
-from training.outputs import read_split
+from training.outputs import read_split, require_model_folder
 from training.report import write_report
 from training.sources import UNLABELLED, load_data, require_sites
 from training.tables import classification_tables, in_words
@@ -160,10 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--name {args.name}: expected {letters}, and not {others}")
     args.model = model_folder(args.model)
     for folder in (args.model, *(args.folds or ())):
-        if not (folder / "split.csv").is_file():
-            raise InputError(
-                f"{folder}: found no model folder (split.csv is missing); make one with chest-opacity train"
-            )
+        require_model_folder(folder, "split.csv")
     if args.folds and args.split:
         raise InputError("--split: with --folds it is the test part of each folder that is judged; leave it out")
     if args.prevalence is not None and not 0 < args.prevalence < 1:

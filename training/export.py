@@ -37,7 +37,7 @@ from training.card import write_card
 from training.cli import Parser, run
 from training.evaluate import select_rows
 from training.hub import model_folder
-from training.outputs import new_file, read_again, writing
+from training.outputs import new_file, read_again, require_model_folder, writing
 from training.settle import fit_abstention, look_at
 from training.sources import load_data
 
@@ -256,10 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what was exported before")
     args = parser.parse_args(argv)
     folder = model_folder(args.model)
-    if missing := [name for name in ("recipe.yaml", "split.csv") if not (folder / name).is_file()]:
-        raise InputError(
-            f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
-        )
+    require_model_folder(folder, "recipe.yaml", "split.csv")
     there = folder / exported_name(args.format, "int8" if args.int8 else "float32")
     if there.exists() and not args.overwrite:
         raise InputError(f"{there} exists; replace it with --overwrite")

@@ -91,6 +91,14 @@ def read_again(file: Path) -> dict:
     return told
 
 
+def require_model_folder(folder: Path, *names: str) -> None:
+    """Raise InputError unless these files of a model folder are there."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InputError(
+            f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
+        )
+
+
 def labels_of(folder: Path) -> list[str]:
     """The classes of a model folder, in their order. Raises InputError when its config.json does not tell them."""
     try:

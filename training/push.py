@@ -23,7 +23,7 @@ from space.errors import InputError
 from training import hub, repositories
 from training.card import find_template
 from training.cli import Parser, run
-from training.outputs import read_again, writing
+from training.outputs import read_again, require_model_folder, writing
 from training.repositories import Plan, Upload
 
 NEEDED = (
@@ -45,10 +45,7 @@ def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> U
     Pictures that show images of the data stay here, unless those are known to be synthetic or `rights` to share them
     are claimed.
     """
-    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-        raise InputError(
-            f"{folder}: found no model folder ({missing[0]} is missing); make one with chest-opacity train"
-        )
+    require_model_folder(folder, *NEEDED)
     for name in ("config.json", "recipe.yaml", "README.md"):
         read_again(folder / name)
     for told in sorted((folder / "eval").glob("*.json")):
