@@ -48,15 +48,15 @@ def read_frames(source: Path | bytes, count: int, name: str = "") -> list[tuple[
     return read_clip(source, count) if _suffix(source, name) in SUFFIXES else DicomFile(source).spread(count)
 
 
-def load_frames(source: str | Path | bytes | dict, count: int = FRAMES) -> list[Image.Image]:
-    """A file as RGB images: at most `count` of a clip or a DICOM file of many frames, and one of any other.
+def load_frames(source: str | Path | bytes | dict) -> list[Image.Image]:
+    """A file as RGB images: at most FRAMES of a clip or a DICOM file of many frames, and one of any other.
 
     source is as for `load_image`; of a dict with bytes, path is its name. Raises InputError as that does.
     """
     name = str(source["path"] or "") if isinstance(source, dict) else ""
     source = content_of(source) if isinstance(source, dict) else source
     source = source if isinstance(source, bytes) else Path(source)
-    return [frame for _, frame in read_frames(source, count, name)]
+    return [frame for _, frame in read_frames(source, FRAMES, name)]
 
 
 def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]:

@@ -23,6 +23,7 @@ METHODS = {
     "occlusion": "fall of the logit when a patch is greyed out (Zeiler and Fergus, ECCV 2014)",
 }
 PATCHES = 7  # a side: occluded patches, and the pixels that a gradient is averaged over
+OPACITY = 0.7  # of an overlay, where a map is greatest
 WHOLE = 224  # rows and columns of the map of an image of which the network saw a part
 # Nine stops of matplotlib's inferno: even steps for the eye, told apart by colour-blind people too.
 INFERNO = np.array(
@@ -152,13 +153,13 @@ def placed(saliency: np.ndarray, part: Sequence[float]) -> np.ndarray:
     return whole
 
 
-def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.7) -> Image.Image:
+def overlay(image: Image.Image, saliency: np.ndarray) -> Image.Image:
     """Lay a map (rows x columns, any range; only what is positive shows) over an RGB image at the image's own size.
 
-    The map is scaled to its maximum; colour and opacity both grow with it, and strength (0-1) is the greatest opacity.
+    The map is scaled to its maximum; colour and opacity both grow with it, the latter to OPACITY.
     """
     seen = layer(saliency, image.size)
-    seen.putalpha(seen.getchannel("A").point(lambda alpha: round(strength * alpha)))
+    seen.putalpha(seen.getchannel("A").point(lambda alpha: round(OPACITY * alpha)))
     return Image.alpha_composite(image.convert("RGBA"), seen).convert("RGB")
 
 

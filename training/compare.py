@@ -27,8 +27,6 @@ def compare(
     decided: Sequence[np.ndarray],
     truth: np.ndarray,
     groups: np.ndarray,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> dict:
     """Differences, the first model minus the second, with intervals from a bootstrap that draws one set for both.
 
@@ -39,7 +37,7 @@ def compare(
     the difference goes as far as their own intervals, from results[...]["ci95"], let it.
     """
     groups = np.unique(groups, return_inverse=True)[1]
-    drawn = [bootstrap(p, truth, d, groups, draws, seed) for p, d in zip(probabilities, decided, strict=True)]
+    drawn = [bootstrap(p, truth, d, groups, 2000, 0) for p, d in zip(probabilities, decided, strict=True)]
     last = truth == probabilities[0].shape[1] - 1
     sick, well = (len(np.unique(groups[kind])) for kind in (last, ~last))
     behind = dict.fromkeys(COMPARED, groups.max() + 1) | {"sensitivity": sick, "specificity": well}

@@ -29,7 +29,7 @@ MEANINGS = {
 }
 
 
-def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> list[dict]:
+def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> list[dict]:
     """How well each family of features tells the label (0, 1, ...) of images whose group was not trained on.
 
     facts: a row for each image, with the columns of FAMILIES. Returns for each family that varies: feature, meaning,
@@ -40,19 +40,17 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, 
     smallest = min(len(set(groups[labels == label])) for label in np.unique(labels))
     if len(np.unique(labels)) < 2 or smallest < 2:
         return []
-    folds = list(
-        StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=seed).split(labels, labels, groups)
-    )
+    folds = list(StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=0).split(labels, labels, groups))
     results = []
     for family, columns in FAMILIES.items():
         features = _numbers(facts[[column for column in columns if column in facts]])
         features = features[:, features.std(axis=0) > 0] if features.size else features
         if features.shape[1] == 0:
             continue
-        probabilities = out_of_fold(features, labels, folds, seed)
+        probabilities = out_of_fold(features, labels, folds)
         auc = _auc(probabilities, labels)
         _, numbered = np.unique(groups, return_inverse=True)
-        draws = bootstrap(probabilities, labels, probabilities.argmax(axis=1), numbered, 1000, seed)
+        draws = bootstrap(probabilities, labels, probabilities.argmax(axis=1), numbered, 1000, 0)
         strongest, alone = _strongest(facts[[column for column in columns if column in facts]], labels)
         results.append(
             {
@@ -68,7 +66,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, 
     return results
 
 
-def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list, seed: int = 0) -> np.ndarray:
+def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list) -> np.ndarray:
     """Probabilities (images, classes) of gradient-boosted trees that were not trained on the image's fold."""
     classes = np.unique(labels)
     probabilities = np.zeros((len(labels), len(classes)))
@@ -78,7 +76,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list, seed: int
             probabilities[test, np.searchsorted(classes, known[0])] = 1.0
             continue
         trees = HistGradientBoostingClassifier(
-            learning_rate=0.15, max_iter=30, max_leaf_nodes=8, min_samples_leaf=5, random_state=seed
+            learning_rate=0.15, max_iter=30, max_leaf_nodes=8, min_samples_leaf=5, random_state=0
         )
         told = trees.fit(features[train], labels[train]).predict_proba(features[test])
         probabilities[np.ix_(test, np.searchsorted(classes, known))] = told

@@ -21,6 +21,7 @@ from training.fingerprint import LEVELS, SIDE, Fingerprints
 TINY = 64  # pixels of the shorter side under which an image is too small
 FAR = 10  # robust deviations from the median at which an image is unlike the rest
 CHUNK = 256  # images whose gradients are taken at a time; they take 128 KB each
+CELL, DIRECTIONS = 8, 9  # pixels of a side, and how many of the half circle, that gradients are counted by
 FOLDS = 5
 TRUSTED = 0.9  # AUC that a model must have to question labels
 DOUBTFUL = 0.1  # out-of-fold probability of its own label under which a label is doubtful
@@ -93,7 +94,7 @@ def _words(path: str, label: str) -> set[str]:
 
 
 def doubtful_labels(
-    prints: Fingerprints, chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0
+    prints: Fingerprints, chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Images whose label is contradicted, with high confidence, by a model that did not see their group.
 
@@ -109,10 +110,10 @@ def doubtful_labels(
     levels = prints.facts.loc[chosen, [f"level_{index}" for index in range(LEVELS)]].to_numpy(float)
     chunks = np.array_split(chosen, range(CHUNK, len(chosen), CHUNK))
     features = np.column_stack([np.concatenate([_gradients(prints.thumbnails[some]) for some in chunks]), levels])
-    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels, groups))
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(features, labels, groups))
     fewest = min(len(train) for train, _ in folds)  # where one group has most of the images
     parts = min(60, len(chosen) // 2, fewest, features.shape[1])
-    model = make_pipeline(StandardScaler(), PCA(parts, random_state=seed), LogisticRegression(C=0.05, max_iter=1000))
+    model = make_pipeline(StandardScaler(), PCA(parts, random_state=0), LogisticRegression(C=0.05, max_iter=1000))
     told = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     score = told[:, 1] if told.shape[1] == 2 else told
     auc = float(roc_auc_score(labels, score, multi_class="ovr"))
@@ -124,17 +125,17 @@ def doubtful_labels(
     return found, own[found], auc
 
 
-def _gradients(thumbnails: np.ndarray, cell: int = 8, directions: int = 9) -> np.ndarray:
-    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), without blocks: (n, cells * directions)."""
+def _gradients(thumbnails: np.ndarray) -> np.ndarray:
+    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), without blocks: (n, cells * DIRECTIONS)."""
     images = thumbnails.astype(np.float32)
     down, across = np.gradient(images, axis=1), np.gradient(images, axis=2)
     strength = np.hypot(down, across)
-    direction = np.minimum((np.arctan2(down, across) % np.pi / np.pi * directions).astype(int), directions - 1)
-    cells = SIDE // cell
+    direction = np.minimum((np.arctan2(down, across) % np.pi / np.pi * DIRECTIONS).astype(int), DIRECTIONS - 1)
+    cells = SIDE // CELL
     histograms = np.stack(
         [
-            (strength * (direction == index)).reshape(-1, cells, cell, cells, cell).sum(axis=(2, 4))
-            for index in range(directions)
+            (strength * (direction == index)).reshape(-1, cells, CELL, cells, CELL).sum(axis=(2, 4))
+            for index in range(DIRECTIONS)
         ],
         axis=-1,
     )

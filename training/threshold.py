@@ -57,15 +57,15 @@ def choose_threshold(scores: np.ndarray, positive: np.ndarray, rule: str) -> flo
 
 
 def threshold_interval(
-    scores: np.ndarray, positive: np.ndarray, groups: Sequence[str], rule: str, draws: int = 500, seed: int = 0
+    scores: np.ndarray, positive: np.ndarray, groups: Sequence[str], rule: str
 ) -> list[float] | None:
     """95 % interval of the chosen threshold from a bootstrap over groups; None for a fixed one."""
     if check_rule(rule)[0] == "fixed":
         return None
     names, number = np.unique(groups, return_inverse=True)
     members = [np.flatnonzero(number == group) for group in range(len(names))]
-    rng, chosen = np.random.default_rng(seed), []
-    for _ in range(draws):
+    rng, chosen = np.random.default_rng(0), []
+    for _ in range(500):
         rows = np.concatenate([members[group] for group in rng.integers(0, len(names), len(names))])
         if 0 < positive[rows].sum() < len(rows):
             chosen.append(choose_threshold(scores[rows], positive[rows], rule))
