@@ -9,6 +9,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 from datasets import Dataset, Value
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from training.listings import PART_OF
 
@@ -61,15 +63,9 @@ def with_groups(rows: Dataset) -> Dataset:
 
 def merge(groups: Sequence[str], pairs: np.ndarray) -> list[str]:
     """Groups joined where a pair of images (n, 2) links two of them; a joined one has the name that sorts first."""
-    parent = {group: group for group in groups}
-
-    def find(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    for one, other in pairs:
-        first, second = sorted((find(groups[one]), find(groups[other])))
-        parent[second] = first
-    return [find(group) for group in groups]
+    names, number = np.unique(np.asarray(groups, object), return_inverse=True)
+    one, other = number[pairs].T
+    links = coo_array((np.ones(len(pairs)), (one, other)), (len(names), len(names)))
+    _, joined = connected_components(links, directed=False)
+    _, first = np.unique(joined, return_index=True)
+    return names[first[joined[number]]].tolist()
