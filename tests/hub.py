@@ -85,17 +85,14 @@ class Hub:
                 Route("/api/whoami-v2", self._whoami),
                 Route("/api/validate-yaml", self._validate, methods=["POST"]),
                 Route("/api/repos/create", self._create, methods=["POST"]),
-                Route("/api/repos/delete", self._delete, methods=["DELETE"]),
                 Route(f"{api}/preupload/{{revision}}", self._preupload, methods=["POST"]),
                 Route(f"{api}/commit/{{revision}}", self._commit, methods=["POST"]),
-                Route(f"{api}/commits/{{revision}}", self._commits),
                 Route(f"{api}/tree/{{revision}}", self._tree),
                 Route(f"{api}/tree/{{revision}}/{{path:path}}", self._tree),
                 Route(f"{api}/paths-info/{{revision}}", self._paths, methods=["POST"]),
                 Route(f"{api}/refs", self._refs),
                 Route(f"{api}/{{ref:str}}/{{revision}}", self._add_ref, methods=["POST"]),
                 Route(f"{api}/variables", self._variables, methods=["GET", "POST"]),
-                Route(f"{api}/settings", self._settings, methods=["PUT"]),
                 Route(f"{api}/revision/{{revision}}", self._info),
                 Route(api, self._info),
                 Route("/lfs/{sha256}", self._large, methods=["PUT", "GET", "HEAD"]),
@@ -250,21 +247,6 @@ class Hub:
         repository.create(private, variables=variables, sdk=asked.get("sdk"))
         return JSONResponse(said)
 
-    async def _delete(self, request: Request) -> Response:
-        asked = await request.json()
-        user = asked.get("organization") or self._user(request)
-        self._user(request, user)
-        repository = self.repository(asked.get("type") or "model", f"{user}/{asked['name']}")
-        if not repository:
-            raise _refusal(404, "Repository not found", "RepoNotFound")
-        repository.delete()
-        return JSONResponse({})
-
-    async def _settings(self, request: Request) -> Response:
-        repository, asked = self._repository(request, writes=True), await request.json()
-        repository.update(private=asked.get("visibility") == "private" or asked.get("private", False))
-        return JSONResponse({"private": repository.state["private"]})
-
     async def _variables(self, request: Request) -> Response:
         repository = self._repository(request, writes=True)
         if request.method == "POST":
@@ -330,14 +312,6 @@ class Hub:
             raise _refusal(404, "Invalid rev id", "RevisionNotFound")
         repository.update(**{where: repository.state[where] | {name: oid}})
         return JSONResponse({})
-
-    def _commits(self, request: Request) -> Response:
-        repository = self._repository(request)
-        log = repository.log(self._commit_of(request, repository))
-        said = [{"id": c["id"], "title": c["title"], "message": "", "date": c["date"]} for c in log]
-        return JSONResponse(
-            [one | {"authors": [{"user": c["author"]}]} for one, c in zip(said, log, strict=True)],
-        )
 
     async def _preupload(self, request: Request) -> Response:
         repository, asked = self._repository(request, writes=True), await request.json()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -28,9 +27,6 @@ class Repository:
         self.folder.mkdir(parents=True)
         self._write({"private": private, "gated": False, "heads": {}, "tags": {}, "variables": {}} | state)
         self.commit("main", "initial commit", {".gitattributes": self.keep(ATTRIBUTES)}, [], "system")
-
-    def delete(self) -> None:
-        shutil.rmtree(self.folder)
 
     @property
     def state(self) -> dict:
