@@ -28,7 +28,7 @@ from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, is_alone, merge
 from training.listings import PART_OF
 from training.outputs import new_file
-from training.sources import load_data, require_sites, unlisted_files
+from training.sources import load_data, normal_first, require_sites, unlisted_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
 RELATIONS = ("group", "label", "site", "data", "part")
@@ -251,8 +251,7 @@ def _labels(rows: pd.DataFrame, images: pd.DataFrame, prints: Fingerprints) -> d
 
 def _numbered(labels: pd.Series) -> np.ndarray:
     """Class names as 0, 1, ...: normal first, then by name."""
-    names = sorted(set(labels), key=lambda name: (name.lower() != "normal", name))
-    return labels.map({name: number for number, name in enumerate(names)}).to_numpy(int)
+    return labels.map({name: number for number, name in enumerate(normal_first(set(labels)))}).to_numpy(int)
 
 
 def _name(images: pd.DataFrame, index: int) -> dict:

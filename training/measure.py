@@ -23,6 +23,7 @@ from training.learned import LEARNED
 from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.outputs import labels_of, new_file, read_split
 from training.saliency_check import check_saliency
+from training.sources import all_synthetic
 
 METRIC = Path(__file__).parent / "metric"
 SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart
@@ -65,7 +66,7 @@ def measure(
     result = {
         "name": name,
         "sites": sorted(set(table["site"]) - {""}),
-        "synthetic": all("synthetic" in part.column_names and set(part["synthetic"]) == {"yes"} for part in parts),
+        "synthetic": all(map(all_synthetic, parts)),
         "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in [(folder, rows), *folds]),
         "elsewhere": all(_is_elsewhere(each, part) for each, part in [(folder, rows), *folds]),
         "folds": 1 + len(folds),

@@ -31,7 +31,7 @@ from training.groups import with_groups
 from training.listings import ASIDE
 from training.outputs import labels_of, read_again, read_split
 from training.repositories import TAG
-from training.sources import IMAGES_A_GROUP, UNLABELLED, load_data
+from training.sources import IMAGES_A_GROUP, UNLABELLED, all_synthetic, column, load_data
 from training.split import PARTS
 
 KEPT = ("license", "attribution", "synthetic")
@@ -65,7 +65,7 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     rows = load_data(data, names)
     licences = _licences(rows)
     if not rights and (bare := [index for index, name in enumerate(licences) if not name]):
-        given = sorted(set(_column(rows, "license")) | set(_column(rows, "licence")))
+        given = sorted(set(column(rows, "license")) | set(column(rows, "licence")))
         raise InputError(
             f"{data}: {len(bare)} of {len(rows)} images have no licence that allows sharing, {rows['path'][bare[0]]} "
             f"for one (column license: {', '.join(filter(None, given))[:100] or 'empty'}); leave them out, or say "
@@ -74,7 +74,7 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     rows = with_pixels(with_groups(rows))
     parts = _parts(rows, model, data)
     columns = {"group": _numbered(rows), "site": list(rows["site"])}
-    columns |= {name: _column(rows, name) for name in KEPT if name in rows.column_names}
+    columns |= {name: column(rows, name) for name in KEPT if name in rows.column_names}
     columns["license"] = licences
     table = rows.select_columns(["image", "label"])
     for name, values in columns.items():
@@ -113,7 +113,7 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
     recipe = read_again(model / "recipe.yaml")
     names = next(iter(parts.values())).features["label"].names
     licences = Counter(name for rows in parts.values() for name in rows["license"])
-    synthetic = all("synthetic" in rows.column_names and set(rows["synthetic"]) == {"yes"} for rows in parts.values())
+    synthetic = all(map(all_synthetic, parts.values()))
     only = next(iter(licences)) if len(licences) == 1 else "several"
     listed = LISTED.fullmatch(only)
     data = DatasetCardData(
@@ -145,12 +145,8 @@ def write_data_card(parts: Mapping[str, Dataset], repo: str, model: Path, file: 
     file.write_text(str(card))
 
 
-def _column(rows: Dataset, name: str) -> list[str]:
-    return list(rows[name]) if name in rows.column_names else [""] * len(rows)
-
-
 def _licences(rows: Dataset) -> list[str]:
-    given = zip(_column(rows, "license"), _column(rows, "licence"), strict=True)
+    given = zip(column(rows, "license"), column(rows, "licence"), strict=True)
     return [licence(american or british) for american, british in given]
 
 
@@ -173,7 +169,7 @@ def _parts(rows: Dataset, model: Path, data: str) -> np.ndarray:
     rest, known = parts == "", np.asarray(rows["label"]) != UNLABELLED
     away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
     if recipe.get("split_by") == "column":
-        away |= np.asarray(_column(rows, "split")) == "external"
+        away |= np.asarray(column(rows, "split")) == "external"
     parts[rest & ~known], parts[rest & known & away], parts[rest & known & ~away] = "unlabelled", "external", "left_out"
     return parts
 

@@ -16,7 +16,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -139,6 +139,21 @@ def require_sites(sites: Sequence[str] | None, *data: Dataset) -> None:
     known = sorted(set().union(*(rows.unique("site") for rows in data)) - {""})
     if strange := [site for site in sites or () if site not in known]:
         raise InputError(f"found no site {strange[0]}; the sites are {', '.join(known) or 'not recorded'}")
+
+
+def column(rows: Dataset, name: str) -> list[str]:
+    """A column of text, empty texts where there is none."""
+    return list(rows[name]) if name in rows.column_names else [""] * len(rows)
+
+
+def all_synthetic(rows: Dataset) -> bool:
+    """Whether it is known of every image that it shows no person."""
+    return set(column(rows, "synthetic")) == {"yes"}
+
+
+def normal_first(names: Iterable[str]) -> list[str]:
+    """Class names in their usual order: normal first, then by name."""
+    return sorted(names, key=lambda name: (name.lower() != "normal", name))
 
 
 def is_hub_id(source: str) -> bool:
@@ -291,7 +306,7 @@ def _png(picture: PIL.Image.Image) -> bytes:
 
 def _with_class_labels(rows: Dataset, wanted: list[str] | None, source: str) -> Dataset:
     found = rows["label"]
-    names = sorted(set(found) - {""}, key=lambda name: (name.lower() != "normal", name))
+    names = normal_first(set(found) - {""})
     if wanted is not None:
         strange = [name for name in names if name not in wanted]
         if strange:

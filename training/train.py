@@ -47,7 +47,7 @@ from training.processes import from_main_process, main_process_first
 from training.report import write_report
 from training.samples import save_samples
 from training.settle import settle
-from training.sources import is_hub_id, is_phantom, phantom_version
+from training.sources import all_synthetic, column, is_hub_id, is_phantom, phantom_version
 from training.split import PARTS
 from training.tables import class_counts
 from training.threshold import check_rule
@@ -263,18 +263,14 @@ def _history(trainer: Trainer, name: str, balancing: dict[str, Dataset]) -> dict
 def _learned_from(data: Prepared, synthetic: bool, recipe: dict) -> dict:
     """What eval/training.json tells of the images, and of the base; synthetic: the base has seen no person."""
     learned = [data.home, data.parts["also"]] if "also" in data.parts else [data.home]
-    licences = Counter(text for rows in learned for text in _column(rows, "license"))
+    licences = Counter(text for rows in learned for text in column(rows, "license"))
     return {
         "sites": sorted(set(data.home["site"]) - {""}),
         "licences": dict(licences.most_common()),
-        "synthetic": synthetic and all(text == "yes" for rows in learned for text in _column(rows, "synthetic")),
+        "synthetic": synthetic and all(map(all_synthetic, learned)),
         "phantom": _phantom_of(recipe),
         "from_hub": _from_hub(recipe),
     }
-
-
-def _column(rows: Dataset, name: str) -> list[str]:
-    return list(rows[name]) if name in rows.column_names else [""] * len(rows)
 
 
 def _from_hub(recipe: dict) -> dict[str, str | None]:
