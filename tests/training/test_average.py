@@ -49,23 +49,31 @@ def know(folder, rows) -> None:
 
 
 @pytest.fixture
-def folds(small_model, small_home, tmp_path):
-    """Two folders of one recipe whose weights lie near each other, with other test parts."""
-    one = shutil.copytree(small_model, tmp_path / "fold-0")
-    know(one, load_data(small_home))
-    two = shutil.copytree(one, tmp_path / "fold-1")
+def folds(small_model, tmp_path):
+    """Two folders of one recipe with the same weights and other test parts."""
+    one, two = (shutil.copytree(small_model, tmp_path / name) for name in ("fold-0", "fold-1"))
     change_split(two, {"test": "train", "validation": "test", "train": "validation"})
     change_recipe(two, fold=1, output_dir=str(two), seed=7)
-    generator = torch.Generator().manual_seed(0)
-    near = {
-        name: value * (1 + 0.01 * torch.randn(value.shape, generator=generator)) if value.is_floating_point() else value
-        for name, value in weights(two).items()
-    }
-    save_file(near, two / "model.safetensors", {"format": "pt"})
     return one, two
 
 
-def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(folds, small_home, capsys):
+@pytest.fixture
+def knowing_folds(folds, small_home):
+    """The same with weights that lie near each other and tell the classes apart."""
+    one, two = folds
+    know(one, load_data(small_home))
+    shutil.copy(one / "config.json", two)
+    generator = torch.Generator().manual_seed(0)
+    near = {
+        name: value * (1 + 0.01 * torch.randn(value.shape, generator=generator)) if value.is_floating_point() else value
+        for name, value in weights(one).items()
+    }
+    save_file(near, two / "model.safetensors", {"format": "pt"})
+    return folds
+
+
+def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(knowing_folds, small_home, capsys):
+    folds = knowing_folds
     mean = folds[0].parent / "mean"
     shutil.copy(folds[0] / "eval" / "test.json", folds[0] / "eval" / "folds_away.json")  # of the first fold alone
     for folder in folds:
@@ -126,22 +134,31 @@ def no_model(folder):
     (folder / "split.csv").unlink()
 
 
+def expect_refusal(folds, data, message):
+    there = sorted(folds[0].parent.iterdir())
+    with pytest.raises(InputError, match=message):
+        average.main([*map(str, folds), "--data", str(data), "--output", str(folds[0].parent / "mean")])
+    assert sorted(folds[0].parent.iterdir()) == there
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (of_another_recipe, "fold-1: found image_size: 32 where .*fold-0 has 64; expected folds of one recipe"),
         (of_the_same_fold, "images stand in the test part of two folders"),
-        (from_another_start, "the mean of these weights has a loss of .*give folds that were trained from one model"),
         (no_model, r"fold-1: found no model folder \(split.csv is missing"),
         (shutil.rmtree, r"fold-1: found no model folder \(recipe.yaml is missing"),
     ],
 )
 def test_what_has_no_mean_is_refused_and_nothing_is_left(folds, small_home, spoil, message):
     spoil(folds[1])
-    there = sorted(folds[0].parent.iterdir())
-    with pytest.raises(InputError, match=message):
-        average.main([*map(str, folds), "--data", str(small_home), "--output", str(folds[0].parent / "mean")])
-    assert sorted(folds[0].parent.iterdir()) == there
+    expect_refusal(folds, small_home, message)
+
+
+def test_weights_that_were_not_trained_from_one_start_are_refused_and_nothing_is_left(knowing_folds, small_home):
+    from_another_start(knowing_folds[1])
+    message = "the mean of these weights has a loss of .*give folds that were trained from one model"
+    expect_refusal(knowing_folds, small_home, message)
 
 
 def test_one_folder_has_no_mean(folds, small_home):
