@@ -24,7 +24,7 @@ from space import mlp_head  # noqa: F401  so that a model with that head loads w
 from space.abstention import Abstention
 from space.clips import load_frames
 from space.errors import InputError
-from space.runtimes import Network, check_mode, cores, exported_name, load_runtime
+from space.runtimes import Network, check_mode, cores, exported_files, load_runtime
 from space.saliency import methods_for, placed, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
@@ -73,8 +73,8 @@ class Predictor:
         try:
             folder = model_id
             if not Path(model_id).is_dir():  # one commit's files, and those of the cache when the Hub does not answer
-                exported = [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
-                folder = snapshot_download(str(model_id), allow_patterns=FILES + exported, ignore_patterns="*/*")
+                patterns = FILES + exported_files(runtime, precision)
+                folder = snapshot_download(str(model_id), allow_patterns=patterns, ignore_patterns="*/*")
             file = {"image_processor_filename": IMAGE_PROCESSOR_NAME}  # for timm's, it would make one of config.json
             self.processor = AutoImageProcessor.from_pretrained(folder, **file)
             model, loaded = AutoModelForImageClassification.from_pretrained(

@@ -48,6 +48,11 @@ def exported_name(runtime: str, precision: str) -> str:
     return f"{stem}{'_int8' if precision == 'int8' else ''}{suffix}"
 
 
+def exported_files(runtime: str, precision: str) -> list[str]:
+    """Patterns of the files in a model folder that a runtime reads beside the network's own."""
+    return [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
+
+
 def check_mode(runtime: str, precision: str) -> None:
     """Raise InputError when there is no such runtime, or it does not compute in this precision."""
     if precision not in PRECISIONS.get(runtime, ()):

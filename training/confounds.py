@@ -43,7 +43,8 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
     folds = list(StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=0).split(labels, labels, groups))
     results = []
     for family, columns in FAMILIES.items():
-        features = _numbers(facts[[column for column in columns if column in facts]])
+        numbers = pd.get_dummies(facts[[column for column in columns if column in facts]]).astype(float)
+        features = numbers.to_numpy()
         features = features[:, features.std(axis=0) > 0] if features.size else features
         if features.shape[1] == 0:
             continue
@@ -51,7 +52,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
         auc = _auc(probabilities, labels)
         _, numbered = np.unique(groups, return_inverse=True)
         draws = bootstrap(probabilities, labels, probabilities.argmax(axis=1), numbered, 1000, 0)
-        strongest, alone = _strongest(facts[[column for column in columns if column in facts]], labels)
+        strongest, alone = _strongest(numbers, labels)
         results.append(
             {
                 "feature": family,
@@ -83,21 +84,15 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list) -> np.nda
     return probabilities
 
 
-def _numbers(columns: pd.DataFrame) -> np.ndarray:
-    """Numeric columns as they are, texts as one column for each value."""
-    return pd.get_dummies(columns).to_numpy(float)
-
-
 def _auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(labels, probabilities[:, 1]))
     return float(roc_auc_score(labels, probabilities, multi_class="ovr"))
 
 
-def _strongest(columns: pd.DataFrame, labels: np.ndarray) -> tuple[str, float]:
+def _strongest(numbers: pd.DataFrame, labels: np.ndarray) -> tuple[str, float]:
     """The column whose values alone order the last class against the others best, in either direction."""
     last = labels == labels.max()
-    numbers = pd.get_dummies(columns).astype(float)
     aucs = {name: roc_auc_score(last, numbers[name]) for name in numbers}
     name = max(aucs, key=lambda name: abs(aucs[name] - 0.5))
     return str(name), float(max(aucs[name], 1 - aucs[name]))

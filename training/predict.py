@@ -27,7 +27,7 @@ from space import clips
 from space.errors import InputError
 from space.predictor import FILES, Predictor
 from space.rows import columns_of, row
-from space.runtimes import exported_name
+from space.runtimes import exported_files
 from space.saliency import METHODS, overlay
 from training.cli import Parser, run
 from training.duplicates import find_copies
@@ -164,9 +164,8 @@ def shard_of(text: str | None) -> tuple[int, int]:
 
 def _digest(folder: Path, runtime: str, precision: str) -> str:
     """What changes with the files of a model that its answers depend on."""
-    exported = [] if runtime == "torch" else [f"{Path(exported_name(runtime, precision)).stem}.*"]
-    found = sha256()
-    for file in sorted({file for pattern in (*FILES, *exported) for file in folder.glob(pattern)}):
+    patterns, found = FILES + exported_files(runtime, precision), sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         if not file.name.startswith("abstention_"):  # which an export adds, beside what it exports
             with open(file, "rb") as content:
                 found.update(file_digest(content, "sha256").digest())

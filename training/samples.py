@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training import plots
 from training.examples import Examples
-from training.outputs import new_file
 
 IMAGES, VIEWS, GAP, LINE = 6, 4, 4, 16  # VIEWS beside the image as it is; GAP and LINE in pixels
 
@@ -29,8 +29,7 @@ def save_samples(path: Path, examples: Examples) -> None:
         ImageDraw.Draw(page).text((2, top + 2), caption, fill="black")
         for column, example in enumerate(row):
             page.paste(_seen(example["pixel_values"].numpy(), examples.processor), (column * (width + GAP), top + LINE))
-    with new_file(path) as file:
-        page.save(file, "PNG")
+    plots.save(path, page)
 
 
 def _seen(pixels: np.ndarray, processor) -> Image.Image:
