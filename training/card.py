@@ -37,7 +37,7 @@ def gather(folder: Path) -> dict:
     """All that card and report tell, from the files of a model folder."""
     recipe = read_again(folder / "recipe.yaml")
     config = read_again(folder / "config.json")
-    training, audit = (read_again(folder / "eval" / f"{name}.json") for name in sorted(MADE, reverse=True))
+    training, audit = (read_again(folder / "eval" / f"{name}.json") for name in ("training", "audit"))
     files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in HOME, file.stem))
     evaluations = [read_again(file) for file in files if is_evaluation(file.stem)]
     exports = [read_again(file) for file in files if file.stem.startswith(EXPORT)]

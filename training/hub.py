@@ -70,7 +70,7 @@ def model_folder(model: str) -> Path:
 
     Raises InputError when the Hub's repository is no model folder, or models/NAME is another model.
     """
-    if Path(model).is_dir() or not is_hub_id(model):
+    if Path(model).is_dir() or not _is_user_and_name(model):
         return Path(model)
     with plainly(f"model {model}"):
         fetched = Path(snapshot_download(model, allow_patterns=FILES, ignore_patterns="*-checkpoint/*"))
@@ -90,7 +90,7 @@ def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def is_hub_id(model: str) -> bool:
+def _is_user_and_name(model: str) -> bool:
     """Whether it reads as user/name and not as the path of something that is there, or was meant to be."""
     return model.count("/") == 1 and not Path(model).exists() and not Path(model).parent.is_dir()
 

@@ -44,7 +44,7 @@ REMOVABLE: dict[Kind, tuple[str, ...]] = {
     "dataset": OURS["dataset"],
     "space": (),  # all of the page's own files are always sent
 }
-PAGE = {"predictor.py", "saliency.py", "abstention.py", "mlp_head.py"}  # no other Space has all of these
+OF_A_PAGE = {"predictor.py", "saliency.py", "abstention.py", "mlp_head.py"}  # no other Space has all of these
 TAG = "chest-opacity"  # in the card of each data set, whose files are named as those of anybody else
 NEUTRAL = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # may stand in a repository made by hand
 
@@ -141,7 +141,7 @@ def _is_ours(kind: Kind, names: Collection[str], card: CardData | None) -> bool:
     """Whether a repository with these files and this card's data was written by push."""
     if kind == "dataset":
         return bool(card) and TAG in (card.get("tags") or [])
-    return {"model": {"recipe.yaml"}, "space": PAGE}[kind] <= set(names)
+    return {"model": {"recipe.yaml"}, "space": OF_A_PAGE}[kind] <= set(names)
 
 
 def fresh(upload: Upload, revision: str | None = None) -> Plan:
