@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from glob import has_magic
 from hashlib import file_digest, sha256
 from itertools import chain, islice
@@ -35,7 +36,7 @@ from training.fingerprint import take_fingerprints
 from training.groups import groups_from_names, merge
 from training.inputs import Input, find_inputs, may_read
 from training.listings import is_told, read_table
-from training.outputs import new_file
+from training.outputs import new_file, read_again
 from training.predictions import Predictions, is_complete
 from training.processes import require_several
 
@@ -203,6 +204,13 @@ def _require_no_overlays(overlays: Path, shard: int, shards: int) -> None:
             )
 
 
+def _forget_report(figures: Path) -> None:
+    """Remove the report of an output that is given up; another file of its name stays."""
+    with suppress(InputError):
+        if "without_label_or_unreadable" in read_again(figures):
+            figures.unlink()
+
+
 def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
     if result is None and shards == 1:
         raise InputError(
@@ -289,6 +297,8 @@ def main(argv: list[str] | None = None) -> None:
     told["files of the model"] = _digest(predictor.folder, args.runtime, args.precision)
     told |= {"saliency": str(args.saliency) if args.saliency else None, "method": args.method}
     with Predictions(args.output, told, columns_of(predictor.labels), args.resume, args.overwrite) as rows:
+        if args.overwrite:
+            _forget_report(figures)
         try:
             counts = write_predictions(
                 rows,

@@ -398,6 +398,20 @@ def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_
         )
 
 
+def test_the_report_of_an_output_goes_with_it_where_that_is_replaced(small_model, small_phantom, tmp_path):
+    image, figures = str(min((small_phantom / "images").iterdir())), tmp_path / "out.json"
+    (tmp_path / "labels.csv").write_text(f"path,label\n{image},sick\n")
+    command = [str(small_model), image, "--output", str(tmp_path / "out.csv"), "--overwrite"]
+    predict.main([*command, "--labels", str(tmp_path / "labels.csv")])
+    assert figures.exists()
+    predict.main(command)
+    assert not figures.exists()
+    for other in ('{"n": 1}', "[]", "no report"):
+        figures.write_text(other)
+        predict.main(command)
+        assert figures.read_text() == other
+
+
 def test_labels_that_came_to_nothing_are_told_of_with_what_to_do(small_model, small_phantom, tmp_path, capsys):
     image, wrong, right = min((small_phantom / "images").iterdir()), tmp_path / "wrong.csv", tmp_path / "right.csv"
     wrong.write_text("path,label\n1.png,sick\n")
