@@ -152,8 +152,9 @@ def _content(file: BinaryIO, name: str, size: int) -> bytes | InputError | None:
 
 
 def _refused(name: str, reason: str) -> Iterator[tuple[str, InputError]]:
-    """A line for what would have been a picture by its name; nothing for others."""
-    if PurePosixPath(name).suffix.lower() in KNOWN:
+    """A line for what may be a picture by its name, which scanners give no suffix or a number; nothing for others."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in KNOWN or (not suffix.strip(".0123456789") and PurePosixPath(name).name != "DICOMDIR"):
         yield name, InputError(reason)
 
 

@@ -1,5 +1,6 @@
 import gzip
 import io
+import re
 import struct
 import tarfile
 import tracemalloc
@@ -211,6 +212,17 @@ def test_what_is_encrypted_a_link_or_an_archive_is_refused_in_one_line(tmp_path)
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     assert "link" in refusals(tmp_path / "b.zip")["link.png"]
+
+
+@pytest.mark.parametrize("name", ["DICOM/PAT1/IM000001", "1.2.840.113"])
+def test_what_is_encrypted_under_a_name_as_scanners_give_is_refused_in_one_line(tmp_path, name):
+    path = pack(tmp_path / "a.zip", [(name, b"DICM"), ("DICOMDIR", b""), ("notes.txt", b"")])
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(mark, bytes(content)):
+            content[found.start() + place] |= 1
+    path.write_bytes(content)
+    assert refusals(path) == {name: "it is encrypted: pack it without a password"}
 
 
 def test_a_broken_archive_gives_what_it_can_and_one_line(tmp_path):
