@@ -54,7 +54,7 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     predictors = [Predictor(folder) for folder in folders]
     predictor = predictors[0]
     rows = with_groups(load_data(data, predictor.labels))
-    parts = rows_of_folds(folders, select_rows(rows, folders[0], None, recipe["sites"]))
+    parts = rows_of_folds(folders, select_rows(rows, folders[0], None, recipe["sites"]), None)
     parts = list(map(with_pixels, parts))
     for folder, part in zip(folders, parts, strict=True):
         require_own(folder, part)

@@ -54,6 +54,7 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
     """The labelled rows of a part of the model's own split.csv, or of some sites, or all.
 
     Where no row has a name that is in split.csv, which may have numbers for names, they are known by their pixels.
+    Raises InputError when there are none, or when of a part, where no sites are given, some lack.
     """
     require_sites(sites, rows)
     chosen = np.asarray(rows["label"]) != UNLABELLED
@@ -64,19 +65,26 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
         names, key = np.asarray(rows["path"]), "path"
         if not np.isin(names, table["path"]).any():
             names, key = take_fingerprints(rows).facts["pixels"], "pixels"
-        chosen &= np.isin(names, table[key][table["split"] == split])
+        part = table[table["split"] == split]
+        chosen &= np.isin(names, part[key])
     if not chosen.any():
         raise InputError(
             f"found no labelled images{f' of the {split} part' if split else ''}"
             f"{f' at {chr(44).join(sites)}' if sites else ''}; "
             f"the sites are {', '.join(sorted(set(rows['site']) - {''})) or 'not recorded'}"
         )
+    if split and not sites and not (there := part[key].isin(names[chosen])).all():
+        raise InputError(
+            f"{(~there).sum()} of the {len(part)} images of the {split} part are not in DATA with a label, "
+            f"{part['path'][~there].iloc[0]} for one; give what {folder} was trained with"
+        )
     return rows.select(np.flatnonzero(chosen))
 
 
-def rows_of_folds(folders: Sequence[Path], rows: Dataset) -> list[Dataset]:
-    """For each model folder the rows of its own test part; raises InputError when two folders would judge one image."""
-    parts = [select_rows(rows, folder, "test", None) for folder in folders]
+def rows_of_folds(folders: Sequence[Path], rows: Dataset, sites: list[str] | None) -> list[Dataset]:
+    """For each model folder the rows of its own test part, or those of some sites; raises InputError when two folders
+    would judge one image."""
+    parts = [select_rows(rows, folder, "test", sites) for folder in folders]
     paths = Counter(path for part in parts for path in part["path"])
     doubled = [path for path, count in paths.items() if count > 1]
     if doubled:
@@ -170,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--saliency {args.saliency}: this network allows {', '.join(predictor.methods)}")
     rows = with_groups(load_data(args.data, predictor.labels))
     if args.folds:
-        parts = rows_of_folds([args.model, *args.folds], select_rows(rows, args.model, None, args.sites))
+        parts = rows_of_folds([args.model, *args.folds], rows, args.sites)
     else:
         parts = [select_rows(rows, args.model, args.split, args.sites)]
     first, *others = parts = list(map(with_pixels, parts))

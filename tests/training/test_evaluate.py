@@ -12,6 +12,8 @@ from PIL import Image
 from space.errors import InputError
 from tests.images import speckle, write_table
 from training import average, evaluate
+from training.evaluate import select_rows, with_pixels
+from training.sources import load_data
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
 MORE = ("average_precision", "ppv", "npv", "mcc", "per_class")
@@ -137,6 +139,24 @@ def test_other_images_of_the_same_names_are_no_part_of_the_split(model, other, s
             average.main([str(model), str(other), "--data", str(data), "--output", str(tmp_path / "mean")])
     assert not (tmp_path / "mean").exists()
     assert not (model / "eval" / "x.json").exists()
+
+
+@pytest.mark.parametrize("names", ["their own", "numbers"])
+def test_a_part_of_which_images_lack_is_not_measured(tmp_path, names):
+    for number in range(6):
+        Image.fromarray(speckle(number)).save(tmp_path / f"{number}.png")
+    table = [[f"{number}.png", "sick" if number % 2 else "normal", "AB"[number // 4]] for number in range(6)]
+    write_table(tmp_path / "all.csv", ["path", "label", "site"], *table)
+    write_table(tmp_path / "some.csv", ["path", "label", "site"], *table[:2], [table[2][0], "", "A"], *table[4:])
+    split = with_pixels(load_data(tmp_path / "all.csv")).select_columns(["path", "pixels"]).to_pandas()
+    if names == "numbers":
+        split["path"] = [f"image-{number}" for number in range(6)]
+    split.assign(split=["test"] * 4 + ["train"] * 2).to_csv(tmp_path / "split.csv", index=False)
+    every, some = (load_data(tmp_path / name) for name in ("all.csv", "some.csv"))
+    assert list(select_rows(every, tmp_path, "test", None)["path"]) == [f"{number}.png" for number in range(4)]
+    assert list(select_rows(some, tmp_path, "train", None)["path"]) == ["4.png", "5.png"]
+    with pytest.raises(InputError, match=r"2 of the 4 images of the test part are not in DATA .*, \S*2\S* for one"):
+        select_rows(some, tmp_path, "test", None)
 
 
 def test_figures_at_a_prevalence_against_another_model_and_of_another_method(site_b, small_model):
