@@ -7,6 +7,7 @@ import io
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -47,8 +48,11 @@ class Fingerprints:
         return np.flatnonzero(self.facts["broken"].to_numpy() == "")
 
 
-def take_fingerprints(rows: Dataset) -> Fingerprints:
-    """Decode every image of a data set once. Raises InputError when there is no room for the thumbnails."""
+def take_fingerprints(rows: Dataset, read: Callable[[dict], bytes] = read_content) -> Fingerprints:
+    """Decode every image of a data set once. read: gives the bytes of an undecoded image {"path", "bytes"}.
+
+    Raises InputError when there is no room for the thumbnails.
+    """
     with tempfile.TemporaryFile() as file:  # which goes when nobody looks at the thumbnails any more
         shape = (max(len(rows), 1), SIDE, SIDE)
         try:
@@ -64,7 +68,7 @@ def take_fingerprints(rows: Dataset) -> Fingerprints:
     def take(numbered: tuple[int, dict]) -> dict:
         index, row = numbered
         try:
-            content = read_content(row["image"])
+            content = read(row["image"])
             if is_dicom(content):  # a listing has frames in place of a file that can be read
                 raise InputError(_reason_without_frames(content))
             facts, thumbnails[index] = _facts(content, load_image(content))

@@ -25,8 +25,10 @@ from datasets import Dataset, Features, Image
 from tqdm.auto import tqdm
 
 from space import clips
+from space.dicom import DicomFile, is_dicom
 from space.errors import InputError
 from space.predictor import FILES, Predictor
+from space.remote import read_content
 from space.rows import columns_of, row
 from space.runtimes import exported_files
 from space.saliency import METHODS, overlay
@@ -39,6 +41,7 @@ from training.listings import is_told, read_table
 from training.outputs import new_file, read_again
 from training.predictions import Predictions, is_complete
 from training.processes import require_several
+from training.sources import as_png
 
 SHOWN = 10  # rows that are printed
 
@@ -125,13 +128,20 @@ def report(rows: Iterable[dict], labels: list[str], truth: dict[str, Truth]) -> 
 
 def _joined(groups: list[str], paths: list[str]) -> list[str]:
     """Groups joined where images are copies, as evaluate joins them; none of clips, or of what is no file by itself."""
-    images = [{"path": path, "bytes": b"" if _is_clip(path) else None} for path in paths]
-    prints = take_fingerprints(Dataset.from_dict({"image": images}, Features({"image": Image()})))
+    images = [{"path": path, "bytes": None} for path in paths]
+    prints = take_fingerprints(Dataset.from_dict({"image": images}, Features({"image": Image()})), _read)
     return merge(groups, find_copies(prints)[["one", "other"]].to_numpy(int))
 
 
-def _is_clip(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in clips.SUFFIXES
+def _read(image: dict) -> bytes:
+    """The bytes of an image's file, of a DICOM file those of its picture; b"" of a clip, and of one of many frames."""
+    path = Path(image["path"])
+    if path.suffix.lower() in clips.SUFFIXES:
+        return b""
+    if not is_dicom(path):
+        return read_content(image)
+    dicom = DicomFile(path)
+    return as_png(dicom.frame()) if dicom.frames == 1 else b""
 
 
 def read_truth(file: Path, labels: list[str]) -> dict[str, Truth]:

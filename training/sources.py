@@ -294,11 +294,12 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
             yield {"image": {"path": str(file), "bytes": None}, **row}
         for number, picture in pictures:
             path = f"{row['path']}#{number}" if len(pictures) > 1 else row["path"]
-            image = {"path": None, "bytes": _png(picture)}
+            image = {"path": None, "bytes": as_png(picture)}
             yield {"image": image, **row, "path": path}
 
 
-def _png(picture: PIL.Image.Image) -> bytes:
+def as_png(picture: PIL.Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -16,6 +16,7 @@ from space.errors import InputError
 from space.predictor import Predictor
 from tests.clips import write_clip
 from tests.conftest import ROOT
+from tests.dicom import write_dicom
 from tests.fits import weights
 from tests.images import speckle, write_table
 from training import predict
@@ -459,6 +460,14 @@ def test_groups_that_no_table_names_are_proposed_and_joined_where_they_share_cop
     told = reported(tmp_path / "labels.csv")
     assert told["n"] == 25
     assert told["groups"] == len(set(evaluated["group"])) == 7
+
+
+def test_dicom_files_of_one_frame_with_one_picture_are_joined_as_evaluate_joins_them(tmp_path):
+    for number, name in enumerate(("a.dcm", "b.dcm", "c.dcm")):
+        write_dicom(tmp_path / name, speckle(number // 2))
+    write_table(tmp_path / "labels.csv", ["path", "label"], *([f"{name}.dcm", "sick"] for name in "abc"))
+    evaluated = with_pixels(with_groups(load_data(tmp_path / "labels.csv")))
+    assert reported(tmp_path / "labels.csv")["groups"] == len(set(evaluated["group"])) == 2
 
 
 def test_clips_of_one_person_by_their_names_are_one_group(tmp_path):
