@@ -11,6 +11,7 @@ from space.card import Card
 from space.errors import InputError
 from tests.fits import copy_as_mean
 from training.card import write_card
+from training.report import write_report
 
 
 def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
@@ -167,3 +168,22 @@ def test_the_example_of_its_use_loads_the_folder_where_it_lies_and_the_code_that
     (model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "mlp_head.MlpHeadConfig"}}))
     write_card(model, model)
     assert use.format(model, ", trust_remote_code=True") in (model / "README.md").read_text()
+
+
+def test_figures_of_sites_are_in_the_card_and_where_there_are_too_many_it_and_the_report_say_where(
+    small_model, tmp_path
+):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    told = json.loads((model / "eval" / "test.json").read_text())
+    sites = {"St. A": told | {"accuracy": 0.123}, "B|C": told | {"accuracy": 0.456}}
+    probes = {f"probe {number:02d}": told for number in range(21)}
+    (model / "eval" / "test.json").write_text(json.dumps(told | {"subgroups": {"site": sites, "probe": probes}}))
+    write_card(model)
+    write_report(model)
+    text = (model / "README.md").read_text()
+    assert "\n| site (test) | images | accuracy | AUC | sensitivity | specificity |\n" in text
+    assert f"\n| St. A | {told['n']} | 0.123 [" in text
+    assert f"\n| B\\|C | {told['n']} | 0.456 [" in text
+    for page in (text, (model / "report.html").read_text()):
+        assert "probe: 21 of them, in eval/test.json" in page
+        assert "probe 20" not in page
