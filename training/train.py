@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 from datasets import Dataset, Value, concatenate_datasets
 from filelock import FileLock
-from transformers import Trainer, TrainerState, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
 from space.errors import InputError
@@ -49,10 +49,11 @@ from training.samples import save_samples
 from training.settle import settle
 from training.sources import all_synthetic, column, is_hub_id, is_phantom, phantom_version
 from training.split import PARTS
+from training.stages import head_of
 from training.tables import class_counts
 from training.threshold import check_rule
 from training.trainer import make_trainer
-from training.unfinished import last_checkpoint, open_unfinished
+from training.unfinished import last_checkpoint, unfinished
 
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "evaluate", "pillow", "numpy")
 LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")
@@ -69,10 +70,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
     overwritten.
     """
     final = place_of(Path(training_args.output_dir))
-    if not (model_args.overwrite and _is_model_folder(final)):
-        refuse_existing(
-            final, "choose another --output_dir, or replace it, if it is a model folder, with --overwrite true"
-        )
+    replace = "replace it, if it is a model folder, with --overwrite true"
+    _require_place(final, model_args.overwrite, f"choose another --output_dir, or {replace}")
     check_rule(model_args.threshold)
     load_base(model_args, data_args.labels or ["normal", "sick"])  # an unfit one is told of before images are read
     if training_args.eval_strategy == "no":
@@ -97,48 +96,56 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
 
     work = final.with_name(f".{final.name}.unfinished")
     run = _run(recipe, fitted, training_args)
+    if not base.model_name_or_path.startswith("scratch:"):
+        run["base"] = _digest_of_body(model)  # which may have become another under its name
     training_args.output_dir = str(work / "checkpoints")
-    with main_process_first():
+    with ExitStack() as held:
+        with main_process_first():
+            if training_args.process_index == 0:
+                with writing(final):
+                    held.enter_context(unfinished(work, run, model_args.overwrite))
+                fetch_start(work, training_args, saves, model_args.overwrite, from_hub)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
+        callbacks = [saves] if saves else []
+        trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
         if training_args.process_index == 0:
-            with writing(final):
-                open_unfinished(work, run, model_args.overwrite)
-            fetch_start(work, training_args, saves, model_args.overwrite, from_hub)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
-    callbacks = [saves] if saves else []
-    trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
-    if training_args.process_index == 0:
-        shown = Examples(fitted["train"], processor, model_args.augment, training_args.seed)
-        save_samples(work / "samples.png", shown)
-    say(
-        f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
-        f"process(es), {training_args.mode}"
-    )
-    say(f"to look at meanwhile: {work / 'samples.png'}, {work / 'learning_curves.png'}")
-    if training_args.precision != "float32":
-        say("(rounded in another way on other machines; --bf16 false trains in float32)")
-    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-    trainer.model = trainer.whole(model)  # also where only its head was trained
-    history = _history(trainer, final.name, _balancing(data, data_args))
-    history |= _learned_from(data, has_seen_nobody(base.model_name_or_path), recipe)
-    with main_process_first():
-        if training_args.process_index == 0:
-            with writing(final):
-                _save(work / "model", trainer, data, learned, recipe, history)
-                _keep_seen(work, work / "model", trainer.state)
-                if model_args.keep_start:
-                    say(f"\n{_keep_start(work / 'model', base, fitted['train'])}")
-                _judge(work / "model", data.parts, model_args, say)
-                shutil.rmtree(final, ignore_errors=True)
-                move_into_place(work / "model", final)
-                shutil.rmtree(work)
-            say(f"\nmodel folder: {final}")
-            if saves:
-                saves.push(final)
+            shown = Examples(fitted["train"], processor, model_args.augment, training_args.seed)
+            save_samples(work / "samples.png", shown)
+        say(
+            f"training {model_args.model_name_or_path} on {training_args.device.type}, {training_args.world_size} "
+            f"process(es), {training_args.mode}"
+        )
+        say(f"to look at meanwhile: {work / 'samples.png'}, {work / 'learning_curves.png'}")
+        if training_args.precision != "float32":
+            say("(rounded in another way on other machines; --bf16 false trains in float32)")
+        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        trainer.model = trainer.whole(model)  # also where only its head was trained
+        history = _history(trainer, final.name, _balancing(data, data_args))
+        history |= _learned_from(data, has_seen_nobody(base.model_name_or_path), recipe)
+        with main_process_first():
+            if training_args.process_index == 0:
+                with writing(final):
+                    _save(work / "model", trainer, data, learned, recipe, history)
+                    _keep_seen(work, work / "model", trainer.state)
+                    if model_args.keep_start:
+                        say(f"\n{_keep_start(work / 'model', base, fitted['train'])}")
+                    _judge(work / "model", data.parts, model_args, say)
+                    again = f"move that away and run this again, which ends what {work.name} holds"
+                    _require_place(final, model_args.overwrite, again)
+                    shutil.rmtree(final, ignore_errors=True)
+                    move_into_place(work / "model", final)
+                    shutil.rmtree(work)
+                say(f"\nmodel folder: {final}")
+                if saves:
+                    saves.push(final)
     return final
 
 
-def _is_model_folder(folder: Path) -> bool:
-    return (folder / "recipe.yaml").is_file() and (folder / "config.json").is_file()
+def _require_place(final: Path, overwrite: bool, remedy: str) -> None:
+    """Raise InputError where something stands that may not be replaced."""
+    is_model_folder = (final / "recipe.yaml").is_file() and (final / "config.json").is_file()
+    if not (overwrite and is_model_folder):
+        refuse_existing(final, remedy)
 
 
 def _tell(data: Prepared, args: DataArguments, say: Callable) -> None:
@@ -172,6 +179,16 @@ def _run(recipe: dict, fitted: dict[str, Dataset], args: TrainingArguments) -> d
     if RowGroups.of_rows(fitted["train"], 1, 1):  # whose order depends on who decodes them
         run["dataloader_num_workers"] = max(1, args.dataloader_num_workers)
     return run
+
+
+def _digest_of_body(model: PreTrainedModel) -> str:
+    """Of the weights that a fit starts from, but for the head, which may be drawn by chance."""
+    of_head, digest = {id(value) for value in head_of(model).state_dict(keep_vars=True).values()}, sha256()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in of_head:
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().numpy())
+    return digest.hexdigest()[:12]
 
 
 def _digest(words: Iterable[str]) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import EACCES, EAGAIN
+from fcntl import LOCK_EX, LOCK_NB, lockf
 from pathlib import Path
 
 import yaml
@@ -13,32 +16,49 @@ from space.errors import InputError
 from training.outputs import new_file
 
 RUN = "run.yaml"  # in the folder: what the run is
+LOCK = "lock"  # in the folder: held by the process whose run is under way
 
 
-def open_unfinished(work: Path, run: dict, overwrite: bool) -> None:
-    """Make the folder, or keep what an interrupted run left in it.
+@contextmanager
+def unfinished(work: Path, run: dict, overwrite: bool) -> Iterator[None]:
+    """Make the folder, or keep what an interrupted run left in it; no other process can open it meanwhile.
 
     run is all that must be the same for the rest of a run to be what it would have been: the recipe, the images, their
-    labels, the order of the classes and the number of processes. Raises InputError, with the first difference, when the
-    folder is of another run, or when nothing tells of which its checkpoints are, unless that may be overwritten.
+    labels, the order of the classes, the base and the number of processes. Raises InputError, with the first
+    difference, when the folder is of another run, or when nothing tells of which its checkpoints are, unless that may
+    be overwritten; and always when a run is under way there.
     """
-    run = yaml.safe_load(yaml.safe_dump(run))
-    if work.is_dir():
-        before = read_run(work)
-        differs = difference(before, run)
-        if differs and before and not overwrite:
-            raise InputError(
-                f"{work}: a stopped run is there with {differs}; "
-                "go on with that recipe, choose another --output_dir, or give it up with --overwrite true"
-            )
-        if differs and not overwrite and (checkpoint := last_checkpoint(work / "checkpoints")):
-            raise InputError(
-                f"{work}: {Path(checkpoint).name} of a stopped run is there, but no {RUN} that can be read; "
-                "choose another --output_dir, or give it up with --overwrite true"
-            )
-        if differs:
-            shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
+    with open(work / LOCK, "w") as held:
+        try:
+            lockf(held, LOCK_EX | LOCK_NB)  # of this process alone, so what it starts does not outlive it with the lock
+        except OSError as error:
+            if error.errno in (EACCES, EAGAIN):  # others: a file system that knows no locks
+                raise InputError(
+                    f"{work}: a run is under way there; wait for its end, or choose another --output_dir"
+                ) from None
+        _clear(work, run, overwrite)
+        yield
+
+
+def _clear(work: Path, run: dict, overwrite: bool) -> None:
+    """Keep what is of the same run, and whole."""
+    run, before = yaml.safe_load(yaml.safe_dump(run)), read_run(work)
+    differs = difference(before, run)
+    if differs and before and not overwrite:
+        raise InputError(
+            f"{work}: a stopped run is there with {differs}; "
+            "go on with that recipe, choose another --output_dir, or give it up with --overwrite true"
+        )
+    if differs and not overwrite and (checkpoint := last_checkpoint(work / "checkpoints")):
+        raise InputError(
+            f"{work}: {Path(checkpoint).name} of a stopped run is there, but no {RUN} that can be read; "
+            "choose another --output_dir, or give it up with --overwrite true"
+        )
+    if differs:
+        for path in work.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if read_run(work) != run:
         with new_file(work / RUN) as file:
             file.write_text(yaml.safe_dump(run, sort_keys=False))

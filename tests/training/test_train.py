@@ -16,12 +16,13 @@ import torch
 import yaml
 from datasets import ClassLabel
 from huggingface_hub.repocard import metadata_load
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, TrainerState
 
 from space.errors import InputError
 from space.predictor import Predictor
 from tests.conftest import RECIPES, ROOT, SMALL, made_once
-from tests.fits import distance, weights
+from tests.fits import GROUP_NORM, distance, save_base, weights
 from training import evaluate, train
 from training.arguments import TrainingArguments, read_recipe
 from training.evaluate import select_rows
@@ -165,6 +166,46 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bytes(small_model, sma
     assert os.listdir(tmp_path) == ["m"]
     for name in ("model.safetensors", "abstention.safetensors", "split.csv", "eval/test.csv"):
         assert (tmp_path / "m" / name).read_bytes() == (small_model / name).read_bytes(), name
+
+
+@pytest.fixture
+def of_a_frozen_base(small_home, tmp_path):
+    """A command that fits a head alone, and its base."""
+    base = save_base(tmp_path / "base", GROUP_NORM)
+    given = ["--data", str(small_home), "--output_dir", str(tmp_path / "m"), "--model_name_or_path", str(base)]
+    return [PHANTOM, *given, "--freeze", "all", "--image_size", "32", "--num_train_epochs", "1"], base
+
+
+def test_what_was_put_in_a_model_s_place_while_it_was_fitted_is_not_deleted(of_a_frozen_base, tmp_path, monkeypatch):
+    command, _ = of_a_frozen_base
+    judge = train._judge
+
+    def judge_and_take_the_place(*given):
+        judge(*given)
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "notes.txt").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_judge", judge_and_take_the_place)
+        with pytest.raises(InputError, match="m exists; move that away and run this again, which ends what .m.unf"):
+            train.main(command)
+    assert (tmp_path / "m" / "notes.txt").read_text() == "mine"
+    (tmp_path / "m").rename(tmp_path / "away")
+    monkeypatch.setattr(torch.optim.AdamW, "step", None)  # nothing is fitted again
+    train.main(command)
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_a_run_does_not_go_on_from_another_base_of_the_same_name(of_a_frozen_base, tmp_path, monkeypatch):
+    command, base = of_a_frozen_base
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_judge", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(command)
+    changed = {name: value + 0.1 for name, value in weights(base).items()}
+    save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="a stopped run is there with base: [0-9a-f]{12} where this one has [0-9a-f]"):
+        train.main(command)
 
 
 def test_a_run_is_another_once_an_image_has_another_label(parts, tmp_path):

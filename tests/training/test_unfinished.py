@@ -1,9 +1,17 @@
 import resource
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
 from space.errors import InputError
-from training.unfinished import difference, last_checkpoint, open_unfinished, read_run
+from training.unfinished import difference, last_checkpoint, read_run, unfinished
+
+
+def open_unfinished(*given):
+    with unfinished(*given):
+        pass
 
 
 def checkpoints(folder, **states):
@@ -42,7 +50,7 @@ def test_checkpoints_of_which_nothing_tells_the_run_are_not_thrown_away(tmp_path
     assert "\n" not in str(no.value)
     assert last_checkpoint(tmp_path / "w" / "checkpoints")
     open_unfinished(tmp_path / "w", {"seed": 1}, True)
-    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["run.yaml"]
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["lock", "run.yaml"]
 
 
 def test_what_a_run_is_outlasts_a_disk_that_is_full_when_it_goes_on(tmp_path):
@@ -79,3 +87,27 @@ def test_another_run_is_refused_unless_it_may_be_overwritten(tmp_path, other):
     assert last_checkpoint(tmp_path / "w" / "checkpoints")
     open_unfinished(tmp_path / "w", other, True)
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_run_that_is_under_way_is_not_opened_by_another_process_even_to_be_given_up(tmp_path):
+    trying = textwrap.dedent(f"""
+        from pathlib import Path
+        from space.errors import InputError
+        from training.unfinished import unfinished
+        for run in ({{"seed": 1}}, {{"seed": 2}}):
+            for overwrite in (False, True):
+                try:
+                    with unfinished(Path({str(tmp_path / "w")!r}), run, overwrite):
+                        print("opened")
+                except InputError as error:
+                    print("under way" if "a run is under way there; wait for its end" in str(error) else error)
+    """)
+
+    def answers():
+        return subprocess.run([sys.executable, "-c", trying], capture_output=True, text=True).stdout.split("\n")
+
+    with unfinished(tmp_path / "w", {"seed": 1}, False):
+        checkpoints(tmp_path / "w" / "checkpoints", checkpoint_9="{}")
+        assert answers() == ["under way"] * 4 + [""]
+        assert last_checkpoint(tmp_path / "w" / "checkpoints")
+    assert answers()[0] == "opened"
