@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from space.card import HOME
-from training.outputs import labels_of, new_file, read_again, read_split
+from training.outputs import EXPORTS, labels_of, new_file, read_again, read_evaluations, read_split
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -26,8 +26,6 @@ TITLES = {
     "brier": "Brier score",
     "ece": "expected calibration error",
 }
-MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
-EXPORT = "export_"  # and those that begin so, of what was exported of it
 MOST_SUBGROUPS = 20  # of a column (sites, findings) that are told apart where people read
 WATTS = {"cpu": 100, "cuda": 400}  # assumed for each process with what is around it; others count as a processor
 GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Global energy & CO2 status report 2019)
@@ -38,9 +36,8 @@ def gather(folder: Path) -> dict:
     recipe = read_again(folder / "recipe.yaml")
     config = read_again(folder / "config.json")
     training, audit = (read_again(folder / "eval" / f"{name}.json") for name in ("training", "audit"))
-    files = sorted((folder / "eval").glob("*.json"), key=lambda file: (file.stem not in HOME, file.stem))
-    evaluations = [read_again(file) for file in files if is_evaluation(file.stem)]
-    exports = [read_again(file) for file in files if file.stem.startswith(EXPORT)]
+    evaluations = sorted(read_evaluations(folder).values(), key=lambda each: (each["name"] not in HOME, each["name"]))
+    exports = [read_again(file) for file in sorted((folder / "eval").glob("*.json")) if file.stem in EXPORTS]
     labels = labels_of(folder)
     hours = training["seconds"] / 3600 * training["processes"]
     return {
@@ -65,11 +62,6 @@ def gather(folder: Path) -> dict:
         "watts": WATTS.get(training["device"], WATTS["cpu"]),
         "grams_per_kwh": GRAMS_PER_KWH,
     }
-
-
-def is_evaluation(name: str) -> bool:
-    """Whether eval/NAME.json is what evaluate writes."""
-    return name not in MADE and not name.startswith(EXPORT)
 
 
 def write_card(folder: Path, place: Path | None = None) -> None:

@@ -18,14 +18,14 @@ from datasets import Dataset, Value
 from space.errors import InputError
 from space.predictor import Predictor
 from space.saliency import METHODS
-from training.card import EXPORT, MADE, MOST_SUBGROUPS, is_evaluation, write_card
+from training.card import MOST_SUBGROUPS, write_card
 from training.cli import Parser, run
 from training.duplicates import find_copies
 from training.fingerprint import require_readable, take_fingerprints
 from training.groups import merge, with_groups
 from training.hub import model_folder
 from training.measure import measure
-from training.outputs import read_split, require_model_folder
+from training.outputs import EXPORT, MADE, may_name_evaluation, read_split, require_model_folder
 from training.report import write_report
 from training.sources import UNLABELLED, load_data, require_sites
 from training.tables import classification_tables, in_words
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--saliency", choices=METHODS, help="the method to test and to show; by default the best")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", args.name) or not is_evaluation(args.name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", args.name) or not may_name_evaluation(args.name):
         others = f"{', '.join(sorted(MADE))} or {EXPORT}..."
         letters = "letters, digits, _ . or - (no . or - at first)"
         raise InputError(f"--name {args.name}: expected {letters}, and not {others}")

@@ -16,6 +16,10 @@ from safetensors import SafetensorError
 
 from space.errors import InputError
 
+MADE = frozenset({"training", "audit"})  # eval/NAME.json of these tell how the model was made and of its data
+EXPORT = "export_"  # and those that begin so, of what was exported of it
+EXPORTS = tuple(f"{EXPORT}{name}" for name in ("model", "model_int8", "openvino_model", "openvino_model_int8"))
+
 
 def place_of(path: Path) -> Path:
     """Where a folder of that name is made: where a link leads, else the path itself.
@@ -126,6 +130,20 @@ def read_columns(file: Path, columns: Sequence[str], remedy: str) -> pd.DataFram
     except ValueError as error:
         reason, named = " ".join(str(error).split()), f"{', '.join(columns[:-1])} and {columns[-1]}"
         raise InputError(f"{file}: found no table of {named} ({reason}); {remedy}") from None
+
+
+def may_name_evaluation(name: str) -> bool:
+    """Whether eval/NAME.json is left to evaluate."""
+    return name not in MADE and not name.startswith(EXPORT)
+
+
+def read_evaluations(folder: Path) -> dict[str, dict]:
+    """What evaluate has written into a model folder, by its name, which is in it: predict may write others to eval/.
+
+    Raises InputError when a file cannot be read.
+    """
+    files = [file for file in sorted((folder / "eval").glob("*.json")) if may_name_evaluation(file.stem)]
+    return {file.stem: told for file in files for told in [read_again(file)] if told.get("name") == file.stem}
 
 
 @contextmanager

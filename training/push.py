@@ -153,8 +153,7 @@ def _shows_people(name: str, folder: Path) -> bool:
     if name == "report.html":
         return SYNTHETIC.encode() not in (folder / name).read_bytes()
     of = "training" if name == "eval/samples.png" else Path(name).stem.removesuffix("_gallery")
-    told = folder / "eval" / f"{of}.json"
-    return not (told.is_file() and read_again(told).get("synthetic") is True)
+    return read_again(folder / "eval" / f"{of}.json").get("synthetic") is not True
 
 
 def _runtimes_for(model: Upload) -> str:

@@ -21,16 +21,24 @@ from huggingface_hub.repocard_data import CardData
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from space.errors import InputError
-from training.hub import FILES, plainly
+from training.hub import plainly
+from training.outputs import EXPORTS, MADE, read_evaluations
 
 Kind = Literal["model", "dataset", "space"]
 
-# What of a local folder belongs into a repository of each kind.
+# What of a local folder belongs into a repository of each kind; of a model also its evaluations.
 OURS: dict[Kind, tuple[str, ...]] = {
-    "model": tuple(FILES),
+    "model": (
+        *("config.json", "preprocessor_config.json", "trainer_state.json", "*.safetensors", "*.py"),
+        *("README.md", "recipe.yaml", "split.csv", "report.html"),
+        *("model*.onnx", "openvino_model*.xml", "openvino_model*.bin"),
+        *(f"eval/{name}.json" for name in (*MADE, *EXPORTS)),
+        *("eval/comparison.png", "eval/learning_curves.png", "eval/samples.png"),
+    ),
     "dataset": ("README.md", "data/*-?????-of-?????.parquet"),
     "space": ("*.py", "README.md", "requirements.txt", "page.css", "examples/*", "languages/*.toml"),
 }
+EVALUATION = (".json", ".csv", "_performance.png", "_trust.png", "_gallery.png")  # eval/NAME with each of these
 # What push may take out of one again, for this project alone writes files of these names there.
 REMOVABLE: dict[Kind, tuple[str, ...]] = {
     "model": (
@@ -203,20 +211,20 @@ def set_variables(upload: Upload, variables: dict[str, str]) -> None:
 
 def own_files(kind: Kind, folder: Path) -> dict[str, Path]:
     """The files of a local folder that belong into a repository of a kind, by their names in it."""
-    files = _files(folder)
-    return {name: path for name, path in files.items() if _is_own(kind, name, files)}
+    ours = _ours(kind, folder)
+    return {name: path for name, path in _files(folder).items() if matches(name, ours)}
 
 
 def strange_files(kind: Kind, folder: Path) -> list[str]:
     """The names of the others, but for hidden ones."""
-    files = _files(folder)
-    return [name for name in files if not _is_own(kind, name, files) and "/." not in f"/{name}"]
+    ours = _ours(kind, folder)
+    return [name for name in _files(folder) if not matches(name, ours) and "/." not in f"/{name}"]
 
 
-def _is_own(kind: Kind, name: str, files: Collection[str]) -> bool:
-    """Whether a file belongs there; a table of eval/ only with its figures, for predict writes others."""
-    alone = matches(name, ("eval/*.csv",)) and f"{name.removesuffix('.csv')}.json" not in files
-    return matches(name, OURS[kind]) and not alone
+def _ours(kind: Kind, folder: Path) -> tuple[str, ...]:
+    """Patterns of what of a local folder belongs into a repository; of a model not what predict wrote into eval/."""
+    evaluations = read_evaluations(folder) if kind == "model" else ()
+    return OURS[kind] + tuple(f"eval/{name}{end}" for name in evaluations for end in EVALUATION)
 
 
 def _files(folder: Path) -> dict[str, Path]:

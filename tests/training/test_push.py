@@ -16,6 +16,7 @@ from space.errors import InputError
 from tests.conftest import ROOT
 from tests.hub import OTHER, OWNER, READER, Fault
 from training import push, repositories
+from training.card import write_card
 from training.hub import plainly
 
 pytestmark = pytest.mark.xdist_group("hub")
@@ -88,7 +89,7 @@ def test_a_second_push_commits_nothing_and_a_later_one_what_changed_as_the_dry_r
     assert len(titles(repository)) == 2
     assert {asked.method for asked in hub.asked} == {"GET"}
 
-    (model / "eval" / "more.json").write_text("{}")
+    (model / "eval" / "more.json").write_text('{"name": "more"}')
     picture = next((model / "eval").glob("test_*.png"))
     picture.unlink()
     (model / "README.md").write_text((model / "README.md").read_text() + "\nMore.\n")
@@ -112,7 +113,7 @@ def test_a_branch_a_tag_and_privacy_are_as_asked(hub, client, model):
     assert repository.state["private"]
     assert repository.state["tags"] == {"v1": repository.find("main")}
     assert client.run(*words, "--tag", "v1").code == 0
-    (model / "eval" / "more.json").write_text("{}")
+    (model / "eval" / "more.json").write_text('{"name": "more"}')
     assert "the tag v1 names another commit already" in client.run(*words, "--tag", "v1").line
     assert client.run(*words, "--revision", "next", "--tag", "v2").code == 0
     assert set(repository.files("next")) - set(repository.files("main")) == {"eval/more.json"}
@@ -257,7 +258,7 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, 
         (client.here / "other").mkdir()
         (client.here / "other" / "tokenizer.json").write_text("{}")
         hub.add("model", "clinic/taken", client.here / "other")
-    (model / "eval" / "new.png").write_bytes(os.urandom(100_000))
+    (model / "eval" / "test_trust.png").write_bytes(os.urandom(100_000))
     hub.faults = list(faults)
     told = client.run("push", model, "--repo", *words, token=token)
     assert told.code == 1
@@ -274,7 +275,7 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_half_published(hub, client, 
 
 def test_a_push_goes_on_after_a_break_and_sends_nothing_twice(hub, client, model):
     words, size = ["push", model, "--repo", "clinic/broken"], 3_000_000
-    files = [model / "eval" / f"large{number}.png" for number in range(4)]
+    files = [model / "eval" / f"{name}_{end}.png" for name in ("test", "external") for end in ("trust", "performance")]
     for file in files:
         file.write_bytes(os.urandom(size))
     names = [f"/lfs/{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
@@ -323,21 +324,24 @@ def test_pictures_are_sent_when_they_are_known_to_be_synthetic_or_there_are_the_
     def left():
         return local_files(model).keys() - push.model_upload(model, "clinic/x", tmp_path).files.keys()
 
-    for name in ("samples", "test_gallery", "external_gallery", "forgotten_gallery"):
-        (model / "eval" / f"{name}.png").write_bytes(b"picture")
     told = json.loads((model / "eval" / "external.json").read_text())
-    assert left() == {"eval/forgotten_gallery.png"}
+    assert not left()
     report = (model / "report.html").read_text()
     (model / "report.html").write_text(report.replace(push.SYNTHETIC, ""))
     (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
-    assert left() == {"eval/forgotten_gallery.png", "eval/external_gallery.png", "report.html"}
+    assert left() == {"eval/external_gallery.png", "report.html"}
     assert len(push.model_upload(model, "clinic/x", tmp_path, rights=True).files) == len(local_files(model))
 
 
 def test_of_eval_only_what_the_project_writes_there_is_sent(model, tmp_path):
-    mine = {f"eval/{name}" for name in ("notes.md", "ward.csv", "ward.jsonl", "ward.parquet")}  # as predict writes them
+    mine = {f"eval/{name}" for name in ("notes.md", "ward.jsonl", "ward.parquet", "000001_Doe_John_0.png")}
     for name in mine:
         (model / name).write_text("path\n/scans/doe_john/1.png\n")
+    predicted = ["eval/ward.csv", "eval/ward.json", "eval/export_ward.json", "audit.json"]  # as predict and audit do
+    for name in predicted:
+        (model / name).write_text('{"n": 1}')
+    mine |= set(predicted)
+    write_card(model)
     assert local_files(model).keys() - push.model_upload(model, "clinic/x", tmp_path).files.keys() == mine
     assert set(repositories.strange_files("model", model)) == mine
 
