@@ -13,12 +13,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class MlpHeadConfig(PreTrainedConfig):
-    """body: the configuration of the network below, as a dictionary with its model_type; hidden: units in between."""
+    """body: the configuration of the network below, as a dictionary with its model_type; hidden: units in between.
+
+    Where the body came from is left out, for that may be a folder of one's own.
+    """
 
     model_type = "mlp-head"
 
     def __init__(self, body: dict | None = None, hidden: int = 16, **settings):
-        self.body, self.hidden = body, hidden
+        self.body, self.hidden = {key: value for key, value in (body or {}).items() if key != "_name_or_path"}, hidden
         super().__init__(**settings)
 
 

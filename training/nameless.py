@@ -39,6 +39,9 @@ def without_names(files: Mapping[str, Path], work: Path) -> dict[str, Path]:
     renamed = without_places(recipe, training.get("from_hub", {}))
     places = {value: renamed[key] for key, value in recipe.items() if value != renamed[key]}
     told = {"recipe.yaml": yaml.safe_dump(renamed, sort_keys=False)} | _numbered(files)
+    config = read_again(files["config.json"])
+    if config.get("body", {}).pop("_name_or_path", None):  # of the base, which a perceptron's config told once
+        told["config.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     if AUDIT in files:
         told[AUDIT] = json.dumps(_without_examples(read_again(files[AUDIT]), places), indent=2) + "\n"
     for name in (name for name in files if name.endswith((".json", ".yaml", ".csv"))):

@@ -134,6 +134,17 @@ def test_a_model_with_a_perceptron_is_a_base_for_another_but_no_linear_one(tmp_p
         base(str(tmp_path / "model"), image_size=64)
 
 
+def test_a_model_with_a_perceptron_does_not_tell_where_its_base_lay(tmp_path):
+    for part in base(str(save_base(tmp_path / "Doe_John", GROUP_NORM)), image_size=64, head="mlp"):
+        part.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "Doe_John" not in json.dumps(config)
+    config["body"]["_name_or_path"] = "/scans/Doe_John"  # as earlier ones have it
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    base(str(tmp_path / "model"), image_size=64, head="mlp")[0].save_pretrained(tmp_path / "again")
+    assert "Doe_John" not in (tmp_path / "again" / "config.json").read_text()
+
+
 VIT = FAMILIES["vit"].to_diff_dict() | {"image_size": 64}
 VIT = {key: value for key, value in VIT.items() if key not in {"model_type", "transformers_version"}}
 

@@ -97,6 +97,18 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
     ]
 
 
+def test_a_config_that_names_the_folder_of_its_base_is_sent_without_it(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    told = json.loads((model / "eval" / "external.json").read_text())
+    (model / "eval" / "external.json").write_text(json.dumps(told | {"synthetic": False}))
+    config = json.loads((model / "config.json").read_text())
+    body = {"model_type": "resnet"}
+    named = config | {"body": body | {"_name_or_path": "/scans/Doe_John"}}
+    (model / "config.json").write_text(json.dumps(named))
+    sent = push.model_upload(model, "clinic/x", tmp_path).files["config.json"].read_text()
+    assert json.loads(sent) == config | {"body": body}
+
+
 def test_a_group_keeps_its_number_when_an_evaluation_of_more_of_its_images_is_added(model, tmp_path):
     split = push.model_upload(model, "clinic/x", tmp_path).files["split.csv"].read_text()
     told = json.loads((model / "eval" / "test.json").read_text())
