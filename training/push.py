@@ -10,6 +10,7 @@ Each repository gets one commit, of what has changed; none when nothing has. The
 
 from __future__ import annotations
 
+import csv
 import re
 import tempfile
 from collections.abc import Sequence
@@ -99,7 +100,8 @@ def push(
 
     private: make those private that are new; revision: commit to this branch; tag: name the commits. A Space is told
     by its variable MODEL_ID which model to show. Raises InputError before anything is sent when one of the repositories
-    cannot be written to, holds something else, or holds an evaluation of this very model that is not here.
+    cannot be written to, holds something else, or holds an evaluation of this very model that is not here, or is of
+    other images here.
     """
     if not dry_run:
         hub.require_token()
@@ -138,13 +140,31 @@ def _plan(upload: Upload, revision: str | None, private: bool, dry_run: bool) ->
 
 
 def _require_evaluations(plan: Plan) -> None:
-    """Raise InputError when what somebody else, or this model elsewhere, was found worth would be deleted."""
+    """Raise InputError when what somebody else, or this model elsewhere, was found worth would be deleted or replaced.
+
+    One of the same name is replaced by one of the same images, or of more.
+    """
+    if plan.upload.kind != "model" or "model.safetensors" in plan.added + plan.changed:
+        return
     others = [name for name in plan.deleted if repositories.matches(name, ("eval/*.json",))]
-    if others and plan.upload.kind == "model" and "model.safetensors" not in plan.added + plan.changed:
+    if others:
         raise InputError(
             f"{plan.upload}: {others[0]} is there and not here; put it here (hf download {plan.upload.repo} --include "
             f"'{others[0].removesuffix('.json')}*' --local-dir FOLDER) and evaluate again, or delete it there"
         )
+    for name in (name for name in plan.changed if repositories.matches(name, ("eval/*.json",))):
+        table = f"{name.removesuffix('.json')}.csv"
+        changed = table in plan.changed and _pixels(repositories.fetch(plan, table)) - _pixels(plan.upload.files[table])
+        if table in plan.added or changed:
+            raise InputError(
+                f"{plan.upload}: {name} is of other images there; evaluate with another --name, or delete it there"
+            )
+
+
+def _pixels(table: Path) -> set[str | None]:
+    """The hashes of the images that a table of an evaluation tells of."""
+    with open(table, newline="", encoding="utf-8", errors="replace") as rows:
+        return {row.get("pixels") for row in csv.DictReader(rows)}
 
 
 def _shows_people(name: str, folder: Path) -> bool:

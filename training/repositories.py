@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -188,6 +188,13 @@ def commit(plan: Plan, message: str, revision: str | None = None) -> str:
             parent_commit=plan.head,  # nobody else's commit in between is overwritten
         )
     return done.oid
+
+
+def fetch(plan: Plan, name: str) -> Path:
+    """A file of the repository as the plan found it."""
+    upload = plan.upload
+    with plainly(upload):
+        return Path(hf_hub_download(upload.repo, name, repo_type=upload.kind, revision=plan.head))
 
 
 def tags(upload: Upload) -> dict[str, str]:

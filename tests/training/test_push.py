@@ -172,6 +172,22 @@ def test_a_model_of_the_hub_is_evaluated_in_a_folder_of_its_name_and_pushed_agai
     assert "models/back exists and is another model than clinic/back" in client.run(*words).line
 
 
+def test_an_evaluation_of_other_images_is_not_replaced_by_one_of_the_same_name(hub, client, model):
+    words = ["push", model, "--repo", "clinic/same"]
+    assert client.run(*words).code == 0
+    repository, mine = hub.repository("model", "clinic/same"), (model / "eval" / "external.csv").read_bytes()
+    others, fewer = re.sub(rb"\b[0-9a-f]{64}\b", b"0" * 64, mine), mine[: mine[:-1].rindex(b"\n") + 1]
+    for title, table in (("theirs", others), ("before", fewer)):
+        files = {"eval/external.json": b'{"name": "external"}', "eval/external.csv": table}
+        repository.commit("main", title, {name: repository.keep(text) for name, text in files.items()}, [], "clinic")
+        told = client.run(*words)
+        if title == "theirs":
+            assert "eval/external.json is of other images there; evaluate with another --name, or" in told.line
+            assert titles(repository)[0] == "theirs"
+    assert told.code == 0, told.err
+    assert held(repository) == as_pushed(model, "clinic/same")
+
+
 FAULTS = [
     # what goes wrong (nothing, for what is asked is wrong), words after `push MODEL --repo`, token, what is said
     ([], ["clinic/x"], "", "found no token for the Hub"),
