@@ -24,7 +24,7 @@ CHUNK = 256  # images whose gradients are taken at a time; they take 128 KB each
 CELL, DIRECTIONS = 8, 9  # pixels of a side, and how many of the half circle, that gradients are counted by
 FOLDS = 5
 TRUSTED = 0.9  # AUC that a model must have to question labels
-DOUBTFUL = 0.1  # out-of-fold probability of its own label under which a label is doubtful
+DOUBTFUL = 0.1  # out-of-fold probability of its own label, were all as frequent, under which a label is doubtful
 LOOKS = ("mean", "deviation", "black", "white", "entropy", "colour", "edges")
 LEAST_SPREAD = (0.02, 0.02, 0.02, 0.005, 0.2, 0.01, 0.005)  # of LOOKS, where nearly all images are alike
 # Words in file names that speak for one of the two usual classes, whatever the folder calls them.
@@ -101,7 +101,8 @@ def doubtful_labels(
     chosen: indices of readable, labelled images; labels (0, 1, ...) and groups are theirs. Returns positions in
     `chosen`, the probability of the own label of each, lowest first, and the model's AUC. A model with an AUC under
     TRUSTED judges nobody; where a class has too few groups there is none. It is a logistic regression on gradients and
-    brightness of the thumbnails, out of fold as in Northcutt et al., Confident learning, JAIR 2021.
+    brightness of the thumbnails, out of fold as in Northcutt et al., Confident learning, JAIR 2021. Probabilities are
+    those of classes of equal size, so that a label is not doubted for being rare.
     """
     nobody = np.empty(0, int), np.empty(0)
     smallest = min((len(set(groups[labels == label])) for label in np.unique(labels)), default=0)
@@ -119,7 +120,10 @@ def doubtful_labels(
     auc = float(roc_auc_score(labels, score, multi_class="ovr"))
     if auc < TRUSTED:
         return *nobody, auc
-    own = told[np.arange(len(labels)), np.unique(labels, return_inverse=True)[1]]
+    places = np.unique(labels, return_inverse=True)[1]
+    for train, test in folds:
+        told[test] /= np.maximum(np.bincount(places[train], minlength=told.shape[1]), 1)
+    own = told[np.arange(len(labels)), places] / told.sum(axis=1)
     found = np.flatnonzero(own < DOUBTFUL)
     found = found[np.argsort(own[found], kind="stable")]
     return found, own[found], auc

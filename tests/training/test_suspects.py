@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.images import speckle
-from training.fingerprint import Fingerprints, take_fingerprints
+from training.fingerprint import LEVELS, SIDE, Fingerprints, take_fingerprints
 from training.sources import load_data
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
@@ -77,6 +77,18 @@ def test_swapped_labels_are_doubted_and_others_are_not(striped):
     assert (own < 0.1).all()
     assert (np.diff(own) >= 0).all()
     assert auc > 0.9
+
+
+def test_right_labels_of_a_rare_class_are_not_doubted_for_being_rare():
+    """300 normal and 20 sick images whose stripes are of overlapping strengths."""
+    rng, labels = np.random.default_rng(2), np.repeat([0, 1], [300, 20])
+    strength = rng.normal(3 * labels, 1)[:, None, None] * 6 + 12
+    stripes = 128 + rng.normal(0, 20, (320, SIDE, SIDE)) + strength * np.sin(np.arange(SIDE) / 2)
+    facts = pd.DataFrame(rng.random((320, LEVELS)), columns=[f"level_{index}" for index in range(LEVELS)])
+    prints = Fingerprints(stripes.clip(0, 255).astype(np.uint8), facts)
+    found, _, auc = doubtful_labels(prints, np.arange(320), labels, np.arange(320).astype(str))
+    assert auc > 0.9
+    assert (labels[found] == 1).sum() <= 1
 
 
 def test_a_judge_who_knows_nothing_doubts_nobody(striped):
