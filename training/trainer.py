@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -41,8 +42,9 @@ class ClassifierTrainer(Trainer):
     """Trains a classifier of images, or the head of a frozen one on features.
 
     weights: (classes,), of each class in the loss. shares: (rows,), how likely each row of the train part is whenever
-    one is drawn; None for each once an epoch. Training stops with InputError when the loss is no number or a checkpoint
-    cannot be written, and with KeyboardInterrupt, after a checkpoint, when it is asked to.
+    one is drawn; None for each once an epoch. before: seconds that were spent for the fit until here. Training stops
+    with InputError when the loss is no number or a checkpoint cannot be written, and with KeyboardInterrupt, after a
+    checkpoint, when it is asked to.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ClassifierTrainer(Trainer):
         args: TrainingArguments,
         weights: torch.Tensor,
         shares: np.ndarray | None,
+        before: float = 0.0,
         **settings,
     ):
         self.classes, self.shares = len(weights), shares
@@ -76,7 +79,7 @@ class ClassifierTrainer(Trainer):
             model.to(memory_format=torch.contiguous_format)  # nothing else can be spread over processes
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.stop = StopOnSignal(self.accelerator)
-        for callback in (EpochTable(), LearningCurves(), Stopwatch(), self.stop):
+        for callback in (EpochTable(), LearningCurves(), Stopwatch(before), self.stop):
             self.add_callback(callback)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -97,7 +100,7 @@ class ClassifierTrainer(Trainer):
 
     @property
     def seconds(self) -> float:
-        """How long the fit took, with what it took before it was stopped."""
+        """How long the fit took, with what it took before it was stopped, and the pass of a frozen base before it."""
         return next(self._of(Stopwatch)).seconds
 
     def _of(self, kind: type[TrainerCallback]) -> Iterator[TrainerCallback]:
@@ -257,6 +260,7 @@ def make_trainer(
 
     callbacks come before the one that ends the fit when it is asked to stop, so they see its last checkpoint too.
     """
+    begun = time.monotonic()
     train = Examples(parts["train"], processor, model_args.augment, args.seed)
     validation = Examples(parts["validation"], processor)
     if model_args.augment == "none":
@@ -280,6 +284,7 @@ def make_trainer(
         eval_dataset=validation,
         weights=class_weights(labels, classes) if balance == "class_weight" else torch.ones(classes),
         shares=draw_shares(parts["train"], balance),
+        before=time.monotonic() - begun,
         processing_class=processor,
         callbacks=list(callbacks),
     )

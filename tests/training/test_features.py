@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import datasets
 import numpy as np
@@ -63,6 +64,18 @@ def test_the_base_is_run_once_for_each_image_and_view_and_never_again(parts, sma
     assert sum(numbers) == images
     fit(parts, small_base, tmp_path / "b", **settings | {"learning_rate": 1e-3, "num_train_epochs": 1})
     assert sum(numbers) == images
+
+
+def test_the_pass_of_the_frozen_base_counts_as_time_of_the_fit(parts, small_base, tmp_path, cache, monkeypatch):
+    few = {part: parts[part].select(range(4)) for part in ("train", "validation")}
+    run = features._run
+    monkeypatch.setattr(features, "_run", lambda *given: time.sleep(0.5) or run(*given))
+    trainer, _ = make(few, small_base, tmp_path, freeze="all")
+    passed = trainer.seconds
+    assert passed >= 1  # of two parts
+    trainer.train()
+    again, _ = fit(few, small_base, tmp_path, freeze="all", num_train_epochs=2)  # goes on, with the features at hand
+    assert again.seconds > passed
 
 
 def test_features_are_in_the_order_of_their_images_however_many_threads_look(parts, small_base, tmp_path, cache):
