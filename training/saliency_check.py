@@ -38,16 +38,18 @@ UNALIKE = 0.5  # rank correlation under which two maps are different ones
 def check_saliency(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> dict:
     """Test a method on rows and what the model said of them (`measure.predict_rows`).
 
-    Returns method, weights, deletion, insertion and, with masks, place: values with 95 % intervals over images (over
-    groups for place), whether each test was passed, which one image cannot, and `passed`, whether all were.
+    Returns method, weights, deletion, insertion and, with masks, place: values with 95 % intervals over groups, whether
+    each test was passed, which the images of one group cannot, and `passed`, whether all were.
     """
     chosen = _sample(table, predictor.labels[-1])
     pixels = _pixels(predictor, rows, chosen)
     names = {label: index for index, label in enumerate(predictor.labels)}
     classes = torch.tensor([names[label] for label in table["prediction"].iloc[chosen]], device=pixels.device)
+    groups = table["group"].to_numpy()[chosen]
     maps = _maps(predictor, pixels, classes, method)
-    result = {"method": method, "images": len(chosen), "weights": _weights(predictor, pixels, classes, method, maps)}
-    result |= _deletion_and_insertion(predictor, pixels, classes, maps)
+    weights = _weights(predictor, pixels, classes, method, maps, groups)
+    result = {"method": method, "images": len(chosen), "weights": weights}
+    result |= _deletion_and_insertion(predictor, pixels, classes, maps, groups)
     place = _place(predictor, rows, table, method)
     if place:
         result["place"] = place
@@ -78,7 +80,7 @@ def _maps(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tensor, met
     return interpolate(found, size=pixels.shape[2:], mode="bicubic", align_corners=False)[:, 0].cpu().numpy()
 
 
-def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarray) -> dict:
+def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarray, groups: np.ndarray) -> dict:
     random = copy.copy(predictor)
     random.model = copy.deepcopy(predictor.model)
     alike = []
@@ -90,12 +92,12 @@ def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarra
                     module.reset_parameters()
             others = _maps(random, pixels, classes, method)
             alike.append([_rank_correlation(one, other) for one, other in zip(maps, others, strict=True)])
-    alike = np.ma.masked_invalid(alike).mean(axis=0).compressed()  # of each image for which both show something
+    alike = np.ma.masked_invalid(alike).mean(axis=0)
+    groups, alike = groups[~np.ma.getmaskarray(alike)], alike.compressed()  # of images for which both show something
     if len(alike) == 0:
         return {"rank_correlation": None, "ci95": None, "passed": False}
-    spread = _mean_interval(alike)
-    passed = bool(len(alike) > 1 and spread[1] < UNALIKE)
-    return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": passed}
+    spread = _mean_interval(alike, groups, [-1.0, 1.0])
+    return {"rank_correlation": float(alike.mean()), "ci95": spread, "passed": bool(spread[1] < UNALIKE)}
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -104,7 +106,7 @@ def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(spearmanr(one, other)[0]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
 
 
-def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndarray) -> dict:
+def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndarray, groups) -> dict:
     """Mean probability of the called class while more and more is deleted or inserted, by three maps."""
     rng = np.random.default_rng(0)
     grey = pixels.cpu().numpy().mean(axis=1)
@@ -127,10 +129,9 @@ def _deletion_and_insertion(predictor: Predictor, pixels, classes, maps: np.ndar
     told = {}
     for test, sign in (("deletion", 1), ("insertion", -1)):
         better = sign * (areas[test]["random"] - areas[test]["map"])
-        spread = _mean_interval(better)
+        spread = _mean_interval(better, groups, [-1.0, 1.0])
         told[test] = {name: float(area.mean()) for name, area in areas[test].items()}
-        passed = bool(len(better) > 1 and spread[0] > 0)
-        told[test] |= {"better_than_random": float(better.mean()), "ci95": spread, "passed": passed}
+        told[test] |= {"better_than_random": float(better.mean()), "ci95": spread, "passed": bool(spread[0] > 0)}
     return told
 
 
@@ -170,21 +171,25 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
         shares.append((float(mask.mean()), float(near.mean())))
     groups = table["group"].to_numpy()[has]
     pointing, chance = float(np.mean(hits)), float(np.mean(shares, axis=0)[1])
-    spread = widened(_mean_interval(np.array(hits), groups), len(set(groups)))
+    as_hit = [pointing, pointing]  # by one group; how far it tells of others is for `widened` to say
+    spread = widened(_mean_interval(np.array(hits), groups, as_hit), len(set(groups)))
+    energy = _mean_interval(np.array(inside), groups, [0.0, 1.0])
     return {
         "images": len(has),
         "pointing_game": pointing,
         "pointing_game_by_chance": chance,
         "energy_inside": float(np.mean(inside)),
         "mask_share": float(np.mean(shares, axis=0)[0]),
-        "ci95": {"pointing_game": spread, "energy_inside": _mean_interval(np.array(inside), groups)},
+        "ci95": {"pointing_game": spread, "energy_inside": energy},
         "passed": bool(spread[0] > chance),
     }
 
 
-def _mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> list[float]:
-    """95 % interval of a mean from a bootstrap over groups, or over values."""
-    groups = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+def _mean_interval(values: np.ndarray, groups: np.ndarray, limits: list[float]) -> list[float]:
+    """95 % interval of a mean from a bootstrap over groups; of one group, which tells nothing of others, the limits."""
+    groups = np.unique(groups, return_inverse=True)[1]
     sums, sizes = np.bincount(groups, values), np.bincount(groups)
+    if len(sums) == 1:
+        return limits
     drawn = np.random.default_rng(0).integers(0, len(sums), (2000, len(sums)))
     return interval(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))

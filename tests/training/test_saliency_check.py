@@ -104,19 +104,20 @@ def test_one_patient_whose_peak_is_in_the_mask_proves_nothing(predictor, spots):
     rows = spots.select(range(2))
     place = check_saliency(predictor, rows, told_of(predictor, rows), "cam")["place"]
     assert place["pointing_game"] == 1
-    assert place["ci95"]["pointing_game"] == [pytest.approx(0.025), 1]
+    assert place["ci95"] == {"pointing_game": [pytest.approx(0.025), 1], "energy_inside": [0, 1]}
     assert not place["passed"]
 
 
-def test_one_image_proves_nothing(predictor, spots):
-    spots = spots.remove_columns("mask")
-    one, all_sick = (
-        check_saliency(predictor, rows, told_of(predictor, rows), "cam")
-        for rows in (spots.select([1]), spots.select(range(1, 40, 2)))
+def test_one_image_and_the_frames_of_one_patient_prove_nothing(predictor, spots):
+    one, sick = (spots.remove_columns("mask").select(chosen) for chosen in ([1], range(1, 40, 2)))
+    told = told_of(predictor, sick)
+    of_all, *of_one = (
+        check_saliency(predictor, rows, table, "cam")
+        for rows, table in ((sick, told), (one, told[:1]), (sick, told.assign(group="p1")))
     )
-    assert all_sick["deletion"]["passed"]
-    assert all_sick["insertion"]["passed"]
-    assert not any(one[test]["passed"] for test in ("weights", "deletion", "insertion"))
+    assert of_all["deletion"]["passed"]
+    assert of_all["insertion"]["passed"]
+    assert not any(each[test]["passed"] for each in of_one for test in ("weights", "deletion", "insertion"))
 
 
 def test_of_several_classes_the_map_is_that_of_the_image_s_own(predictor, spots):
