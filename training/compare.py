@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from training.metric.bootstrap import bootstrap, interval
+from training.metric.bootstrap import bootstrap, interval, widened
 
 COMPARED = (
     "accuracy",
@@ -33,15 +33,18 @@ def compare(
     Of each model: its numbers from the metric, its probabilities (images, classes) and the classes that it calls;
     groups are names or numbers. Returns {"difference": {name: value}, "ci95": {name: [low, high]}, "roc_auc_p": the p
     value of `delong`}; None where the images do not define a number. One group tells nothing of others: the interval of
-    a number that rests on it alone, or that no draw defines, is [-1, 1]. Where every draw gives 0 or 1 for both models,
-    the difference goes as far as their own intervals, from results[...]["ci95"], let it.
+    a number that rests on it alone, or that no draw defines, is [-1, 1]; what is told of all classes rests on the one
+    of fewest groups. Where every draw gives 0 or 1 for both models, the difference goes as far as their own intervals,
+    from results[...]["ci95"], let it; where two different models are alike in every draw, as far as a share of 0 may.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     drawn = [bootstrap(p, truth, d, groups, 2000, 0) for p, d in zip(probabilities, decided, strict=True)]
     last = truth == probabilities[0].shape[1] - 1
     sick, well = (len(np.unique(groups[kind])) for kind in (last, ~last))
+    fewest = min(len(np.unique(groups[truth == label])) for label in range(probabilities[0].shape[1]))
     behind = dict.fromkeys(COMPARED, groups.max() + 1) | {"sensitivity": sick, "specificity": well}
-    behind |= dict.fromkeys(("balanced_accuracy", "roc_auc", "average_precision"), min(sick, well))
+    behind |= dict.fromkeys(("balanced_accuracy", "roc_auc", "average_precision"), fewest)
+    differ = not np.array_equal(*probabilities)
     one, other = results
     defined = {name for name in COMPARED if one[name] is not None and other[name] is not None}
 
@@ -53,6 +56,9 @@ def compare(
             mine, its = one["ci95"][name], other["ci95"][name]
             return [mine[0] - its[1], mine[1] - its[0]]
         apart = interval(drawn[0][name] - drawn[1][name])
+        if differ and apart == [0.0, 0.0]:
+            most = widened(apart, behind[name])[1]
+            return [-most, most]
         return [-1.0, 1.0] if apart is None and name in defined else apart
 
     told = {

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from training.fingerprint import LEVELS
-from training.metric.bootstrap import bootstrap, interval
+from training.metric.bootstrap import bootstrap, interval, widened
 
 SUSPICIOUS = 0.70  # AUC from which a feature is named in a warning
 FOLDS = 5
@@ -58,7 +58,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
                 "feature": family,
                 "meaning": MEANINGS[family],
                 "auc": auc,
-                "ci95": interval(draws["roc_auc"]),
+                "ci95": widened(interval(draws["roc_auc"]), smallest),
                 "strongest": strongest,
                 "auc_strongest": alone,
                 "suspicious": auc > SUSPICIOUS,

@@ -59,10 +59,15 @@ def choose_threshold(scores: np.ndarray, positive: np.ndarray, rule: str) -> flo
 def threshold_interval(
     scores: np.ndarray, positive: np.ndarray, groups: Sequence[str], rule: str
 ) -> list[float] | None:
-    """95 % interval of the chosen threshold from a bootstrap over groups; None for a fixed one."""
+    """95 % interval of the chosen threshold from a bootstrap over groups; None for a fixed one.
+
+    One group tells nothing of others: where the positive or the negative images are of one it is [0, 1].
+    """
     if check_rule(rule)[0] == "fixed":
         return None
     names, number = np.unique(groups, return_inverse=True)
+    if 1 in (len(np.unique(number[kind])) for kind in (positive, ~positive)):
+        return [0.0, 1.0]
     members = [np.flatnonzero(number == group) for group in range(len(names))]
     rng, chosen = np.random.default_rng(0), []
     for _ in range(500):

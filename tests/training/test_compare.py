@@ -101,3 +101,26 @@ def test_the_difference_over_many_classes_of_one_patient_each_can_be_anything():
     told = compare(results, probabilities, decided, truth, np.arange(15))
     assert told["difference"]["balanced_accuracy"] == pytest.approx(1 / 14)
     assert told["ci95"]["balanced_accuracy"] == [-1, 1]
+
+
+def test_one_patient_of_any_class_does_not_tell_the_difference_over_all_classes():
+    truth = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    groups = np.array([0, 0, 0, *range(1, 9)])
+    decided = [np.where(np.arange(11) == wrong, 2, truth) for wrong in (0, 3)]
+    probabilities = [np.eye(3)[each] * 0.7 + 0.1 for each in decided]
+    results = [load_metric().compute(predictions=each, references=truth, groups=groups) for each in probabilities]
+    told = compare(results, probabilities, decided, truth, groups)
+    assert told["ci95"]["balanced_accuracy"] == told["ci95"]["roc_auc"] == [-1, 1]
+    assert told["ci95"]["sensitivity"] != [-1, 1]
+
+
+def test_of_few_patients_whom_two_models_call_alike_the_difference_says_how_few():
+    truth, score = np.repeat([0, 1], 4), np.array([0.1, 0.2, 0.3, 0.9, 0.1, 0.6, 0.7, 0.8])
+    probabilities = [np.c_[1 - each, each] for each in (score, np.where(score == 0.9, 0.95, score))]
+    decided = [each.argmax(1) for each in probabilities]
+    results = [load_metric().compute(predictions=each, references=truth) for each in probabilities]
+    told = compare(results, probabilities, decided, truth, np.arange(8))
+    for name, patients in (("accuracy", 8), ("balanced_accuracy", 4), ("sensitivity", 4), ("specificity", 4)):
+        most = 1 - binomtest(patients, patients).proportion_ci().low
+        assert told["difference"][name] == 0
+        assert told["ci95"][name] == pytest.approx([-most, most])

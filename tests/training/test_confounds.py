@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from training.confounds import FAMILIES, find_confounds
 
@@ -78,3 +79,12 @@ def test_a_class_that_is_in_one_fold_alone_gets_an_answer_too(images):
     labels = np.r_[np.zeros(5, int), np.ones(5, int), np.arange(5) % 2 == 0]
     for result in find_confounds(facts[:15], labels, groups):
         assert 0 <= result["auc"] <= 1
+
+
+def test_of_three_patients_of_each_class_a_feature_is_no_surer_than_they_are(images):
+    facts, labels, groups = images
+    facts["corner_top_left"] += 2 * labels
+    few = groups.astype(int) < 6
+    told = by_family(find_confounds(facts[few], labels[few], groups[few]))["corners"]
+    assert told["auc"] == 1
+    assert told["ci95"] == [pytest.approx(binomtest(3, 3).proportion_ci().low), 1]

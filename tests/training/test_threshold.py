@@ -68,6 +68,13 @@ def test_the_interval_is_wider_when_images_come_in_groups():
     assert threshold_interval(scores, positive, np.arange(200), "0.5") is None
 
 
+def test_one_patient_of_either_kind_does_not_tell_the_threshold_for_others():
+    scores, positive = np.array([0.1, 0.3, 0.6, 0.4, 0.7, 0.9]), np.repeat([False, True], 3)
+    for groups in (["a", "b", "c", "d", "d", "d"], ["d", "d", "d", "a", "b", "c"]):
+        assert threshold_interval(scores, positive, groups, "youden") == [0, 1]
+    assert threshold_interval(scores, positive, list("aabccd"), "youden") != [0, 1]
+
+
 @pytest.mark.parametrize(
     "rule", ["best", "sensitivity", "sensitivity:2", "cost:-1", "cost:much", "cost:inf", "1.5", "youden:1"]
 )
