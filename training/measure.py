@@ -172,7 +172,8 @@ def _uncalibrated(table: pd.DataFrame, labels: list[str], calibration: Calibrati
     probabilities, truth, groups = arrays(table, labels)
     raw = softmax(calibration.undo(np.log(probabilities.clip(LEAST))), axis=1)
     drawn = bootstrap(raw, truth, raw.argmax(axis=1), groups, 2000, 0)
-    return {"ece": calibration_error(raw, truth), "ci95": {"ece": interval(drawn["ece"])}}
+    spread = interval(drawn["ece"]) if groups.max() else [0.0, 1.0]  # one group tells nothing of others
+    return {"ece": calibration_error(raw, truth), "ci95": {"ece": spread}}
 
 
 def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:

@@ -90,6 +90,23 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
 
 
+def test_of_one_patient_the_calibration_error_without_calibration_is_not_known_either(model, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    told = {"method": "temperature", "scale": [1.2, 1.2], "shift": [0.0, 0.0], "reason": ""}
+    (model / "config.json").write_text(json.dumps(config | {"calibration": told}))
+    names = [f"{number}.png" for number in range(4)]
+    (tmp_path / "data").mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(speckle(number)).save(tmp_path / "data" / name)
+    write_table(
+        tmp_path / "data" / "metadata.csv", ["file_name", "label", "group"], *([name, "normal", "p1"] for name in names)
+    )
+    evaluate.main([str(model), "--data", str(tmp_path / "data"), "--name", "one"])
+    result = json.loads((model / "eval" / "one.json").read_text())
+    assert result["groups"] == 1
+    assert result["ci95"]["ece"] == result["uncalibrated"]["ci95"]["ece"] == [0, 1]
+
+
 def test_images_of_one_class_are_measured_as_far_as_they_go_and_their_groups_are_those_of_their_names(
     model, tmp_path, capsys
 ):
