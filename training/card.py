@@ -103,7 +103,8 @@ def find_template(name: str) -> Path:
 def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
     """Each number of the evaluations with its interval, for the metadata; of F1 the mean of the classes.
 
-    Those on images that were trained on are left out: here, and where it is read, no warning would stand beside them.
+    Those on images that were trained on, or of the validation part, are left out: here, and where it is read, no
+    warning would stand beside them.
     """
 
     def told(numbers: dict, metric: str):
@@ -125,7 +126,8 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
         )
         for evaluation in evaluations
         for metric, title in (TITLES | {"f1": "F1 macro"}).items()
-        if not evaluation.get("seen_in_training") and told(evaluation, metric) is not None
+        if not (evaluation.get("seen_in_training") or evaluation.get("chosen_on"))
+        and told(evaluation, metric) is not None
     ]
 
 

@@ -124,6 +124,12 @@ def report(result: dict) -> str:
             f"\nwarning: {result['seen_in_training']} of these {result['n']} images were trained on, so these figures "
             "say nothing of new patients; choose --split test, or other --sites"
         )
+    if result["chosen_on"]:
+        lines.append(
+            f"\nwarning: {result['chosen_on']} of these {result['n']} images are of the validation part, by which "
+            "checkpoint, calibration and threshold are chosen, so these figures are too good; choose --split test, or "
+            "other --sites"
+        )
     return "\n".join(lines)
 
 

@@ -59,6 +59,7 @@ def measure(
             expected = ", ".join(predictor.labels)
             raise InputError(f"{other}: found the classes {', '.join(found)}; expected {expected}, in that order")
     parts = [rows, *(part for _, part in folds)]
+    judged = [(folder, rows), *folds]
     table = pd.concat(
         [predict_rows(predictor, rows), *(predict_rows(Predictor(other), part) for other, part in folds)],
         ignore_index=True,
@@ -67,8 +68,9 @@ def measure(
         "name": name,
         "sites": sorted(set(table["site"]) - {""}),
         "synthetic": all(map(all_synthetic, parts)),
-        "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in [(folder, rows), *folds]),
-        "elsewhere": all(_is_elsewhere(each, part) for each, part in [(folder, rows), *folds]),
+        "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in judged),
+        "chosen_on": sum(int(_listed(each, part, "validation").sum()) for each, part in judged),
+        "elsewhere": all(_is_elsewhere(each, part) for each, part in judged),
         "folds": 1 + len(folds),
     } | assess(table, predictor.labels, prevalence)
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})

@@ -7,6 +7,7 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from space.errors import InputError
@@ -88,6 +89,20 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     assert f"warning: {trained} of these {result['n']} images were trained on" in capsys.readouterr().out
     assert f"**all: {trained} of {result['n']} images were trained on" in (model / "README.md").read_text()
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
+
+
+def test_images_of_the_validation_part_are_counted_and_said_and_their_figures_are_told_nowhere_else(
+    model, small_phantom, capsys
+):
+    evaluate.main([str(model), "--data", str(small_phantom), "--split", "validation", "--name", "again"])
+    result = json.loads((model / "eval" / "again.json").read_text())
+    assert (result["chosen_on"], result["seen_in_training"]) == (result["n"], 0)
+    card, report = ModelCard.load(model / "README.md"), (model / "report.html").read_text()
+    said = "images are of the validation part"
+    assert f"warning: {result['n']} of these {result['n']} {said}" in capsys.readouterr().out
+    assert f"**again: {result['n']} of {result['n']} {said}" in card.text
+    assert f"{result['n']} of these {said}" in report
+    assert {told.dataset_split for told in card.data.eval_results} == {"test", "external"}
 
 
 def test_of_one_patient_the_calibration_error_without_calibration_is_not_known_either(model, tmp_path):
