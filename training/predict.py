@@ -234,7 +234,9 @@ def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> 
 
     with new_file(file) as work:
         work.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{result['n']} images in {result['groups']} groups\n\n{classification_tables(result)}")
+    print(f"\n{result['n']} images in {result['groups']} groups\n\n{classification_tables(result)}\n")
+    print(f"unlike the training images: {result['abstained']['images']} of {result['n']}")
+    print(f"left out, without a label or unreadable: {result['without_label_or_unreadable']}")
 
 
 def _kind(row: dict) -> list[str]:

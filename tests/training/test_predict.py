@@ -377,7 +377,10 @@ def test_labels_add_the_report_of_an_evaluation(small_model, small_phantom, tmp_
     assert told["confusion_matrix"] == evaluated["confusion_matrix"]
     assert told["ci95"]["roc_auc"] == pytest.approx(evaluated["ci95"]["roc_auc"], abs=1e-6)
     assert told["without_label_or_unreadable"] == 1
-    assert "called sick" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "called sick" in printed
+    assert f"unlike the training images: {evaluated['abstained']['images']} of {evaluated['n']}\n" in printed
+    assert "left out, without a label or unreadable: 1\n" in printed
     report, clip = (tmp_path / "out.json").read_bytes(), write_clip(tmp_path / "clip.mp4", 3)
     with pytest.raises(InputError, match="out.json exists; choose another --output, or replace it with --overwrite"):
         predict.main([str(small_model), *given, "--output", str(tmp_path / "out.jsonl"), *labels])
