@@ -27,6 +27,7 @@ TITLES = {
     "ece": "expected calibration error",
 }
 MOST_SUBGROUPS = 20  # of a column (sites, findings) that are told apart where people read
+ENOUGH = 12  # groups of a class under which 95 % intervals are too narrow
 WATTS = {"cpu": 100, "cuda": 400}  # assumed for each process with what is around it; others count as a processor
 GRAMS_PER_KWH = 475  # of CO2, the world's mean (International Energy Agency, Global energy & CO2 status report 2019)
 
@@ -57,6 +58,8 @@ def gather(folder: Path) -> dict:
         "between": _between,
         "plain": plain,
         "elsewhere": any(each.get("elsewhere", each["name"] not in HOME) for each in evaluations),
+        "few": [each["name"] for each in evaluations if each.get("fewest_groups", ENOUGH) < ENOUGH],
+        "enough": ENOUGH,
         "most_subgroups": MOST_SUBGROUPS,
         "grams": hours * WATTS.get(training["device"], WATTS["cpu"]) / 1000 * GRAMS_PER_KWH,
         "watts": WATTS.get(training["device"], WATTS["cpu"]),

@@ -72,6 +72,7 @@ def measure(
         "chosen_on": sum(int(_listed(each, part, "validation").sum()) for each, part in judged),
         "elsewhere": all(_is_elsewhere(each, part) for each, part in judged),
         "folds": 1 + len(folds),
+        "fewest_groups": int(table.groupby("label")["group"].nunique().min()),  # of a class that is there
     } | assess(table, predictor.labels, prevalence)
     calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
     if not folds and calibration["method"] == "temperature":  # from probabilities, no other can be undone

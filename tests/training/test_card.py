@@ -147,6 +147,18 @@ def test_figures_on_images_that_were_trained_on_stand_in_the_text_alone_with_the
     assert "**external: 1 of 28 images were trained on" in card.text
 
 
+def test_of_few_patients_card_and_report_say_that_intervals_are_too_narrow(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    for name, groups in (("test", 11), ("external", 12)):
+        file = model / "eval" / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fewest_groups": groups}))
+    write_card(model)
+    write_report(model)
+    for page, groups in (("README.md", "groups"), ("report.html", "of them")):
+        text = (model / page).read_text()
+        assert f"Where a class has fewer than 12 {groups} (test) they are too narrow: about 8 of 10 hold" in text
+
+
 def test_of_a_mean_the_card_says_whose_maps_and_abstentions_it_tells_of(small_model, tmp_path):
     model = copy_as_mean(small_model, tmp_path / "m")
     write_card(model)

@@ -73,6 +73,7 @@ def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_ea
     assert ((table["probability_sick"] >= table["threshold"]) == (table["prediction"] == "sick")).all()
     assert np.allclose(table["probability_normal"] + table["probability_sick"], 1, atol=2e-6)
     assert table["group"].nunique() == result["groups"]
+    assert result["fewest_groups"] == min(table["group"][table["label"] == name].nunique() for name in result["labels"])
 
 
 def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom):
