@@ -79,10 +79,10 @@ class DicomFile:
             self._check_frame(index)
             values = pixel_array(self._data, index=index)
             if self._data.PhotometricInterpretation == "PALETTE COLOR":
-                return _to_image(_each_once(values, self._coloured))
+                return _to_image(each_once(values, self._coloured))
             if values.ndim == 3:
-                return _to_image(values if values.dtype == np.uint8 else _each_once(values, _by_range))
-            return _to_image(_each_once(values, self._grey))
+                return _to_image(values if values.dtype == np.uint8 else each_once(values, by_range))
+            return _to_image(each_once(values, self._grey))
         except InputError:
             raise
         except Exception as error:  # pydicom, Pillow and damaged values can raise anything
@@ -179,7 +179,7 @@ class DicomFile:
         exact = function in ("LINEAR_EXACT", "SIGMOID")
         if centre is None or width is None or width <= (0 if exact else 1):
             shown_as_is = self._data.BitsStored == 8 and values.min() >= 0 and values.max() <= 255
-            return values.astype(np.uint8) if shown_as_is else _by_range(values)
+            return values.astype(np.uint8) if shown_as_is else by_range(values)
         # DICOM PS3.3 C.11.2.1.2.1 (LINEAR, also by default), C.11.2.1.3.1 (SIGMOID) and C.11.2.1.3.2 (LINEAR_EXACT)
         place = (values - centre) / width if exact else (values - (centre - 0.5)) / (width - 1)
         share = (np.tanh(2 * place) + 1) / 2 if function == "SIGMOID" else place + 0.5
@@ -272,7 +272,7 @@ def _check_rle(frame: bytes, pixels: int) -> None:
                 )
 
 
-def _each_once(values: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def each_once(values: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """What `shown` makes of values, of each value once where they are integers of at most 16 bits: it takes ten times
     the memory of what it is given."""
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
@@ -291,7 +291,8 @@ def _each_once(values: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) ->
     return made
 
 
-def _by_range(values: np.ndarray) -> np.ndarray:
+def by_range(values: np.ndarray) -> np.ndarray:
+    """Values as 8 bits: the least as 0, the greatest as 255, and all as 0 where there is but one."""
     low, high = float(values.min()), float(values.max())
     scale = 255 / (high - low) if high > low else 0.0
     return ((values.astype(np.float64) - low) * scale).round().astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from space.dicom import DicomFile, is_dicom
+from space.dicom import DicomFile, by_range, each_once, is_dicom
 from space.errors import InputError, check_scans, check_size, reason_of
 from space.remote import content_of
 
@@ -83,11 +83,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"F", "I"} or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-        low, high = values.min(), values.max()
-        scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-        image = Image.fromarray(scaled.round().astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0)
+        image = Image.fromarray(each_once(values, by_range))
     return image.convert("RGB")
 
 

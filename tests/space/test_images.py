@@ -58,6 +58,15 @@ def test_16_bits_are_scaled_by_their_range_and_not_clipped(values):
     assert len(np.unique(grey)) == 256
 
 
+def test_an_image_of_16_bits_takes_little_more_memory_than_its_pixels():
+    content = file_of(Image.fromarray((np.arange(1 << 20) % 50_000).astype(np.uint16).reshape(1024, 1024)))
+    tracemalloc.start()
+    load_image(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_tiff_in_which_white_is_nought_is_no_negative(kind, orientation):
