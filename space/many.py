@@ -136,9 +136,13 @@ def _thumbnail(image: Image.Image, answer: Answer) -> Image.Image:
 
 
 def to_csv(rows: Sequence[dict]) -> str:
-    """Rows as the text of a CSV file. Names are somebody's: none can begin a formula of a spreadsheet."""
+    """Rows as the text of a CSV file.
+
+    Names are somebody's: none can begin a formula of a spreadsheet, and quotes keep it whole in one that parts lines
+    at ";".
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     for each in rows:
         path = each["path"]
@@ -147,7 +151,7 @@ def to_csv(rows: Sequence[dict]) -> str:
 
 
 def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
-    """True labels by name from a CSV file with the columns path (or file_name) and label, where they are not blank.
+    """True labels by name from a CSV file with the columns path (or file_name) and label, "" where they are blank.
 
     labels: of the model. Raises InputError when there are others, or two for one name, or the file was deleted.
     """

@@ -1,3 +1,4 @@
+import csv
 import tracemalloc
 import weakref
 import zipfile
@@ -83,7 +84,14 @@ def test_of_large_files_fewer_are_in_memory_at_once_and_all_are_answered(model):
 
 def test_a_table_starts_no_formula_in_a_spreadsheet():
     text = many.to_csv([row("=1+1.png", "sick", 0.9), row("a,b.png", "sick", 0.9)])
-    assert [line.split(",")[0] for line in text.splitlines()] == ["path", "'=1+1.png", '"a']
+    assert [each[0] for each in csv.reader(text.splitlines())] == ["path", "'=1+1.png", "a,b.png"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_no_part_of_a_name_starts_a_formula_where_a_spreadsheet_parts_lines_at_another_sign(delimiter):
+    text = many.to_csv([row(f"a{delimiter}{start}1.png", "sick", 0.9) for start in "=+-@"])
+    cells = [cell for line in csv.reader(text.splitlines(), delimiter=delimiter) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
 
 
 def test_figures_are_those_of_scikit_learn(tmp_path):
