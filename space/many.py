@@ -180,8 +180,9 @@ def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
                 f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}: "
                 "leave it blank where none of them is true"
             )
-        if label and truth.setdefault(name, label) != label:
+        if label and truth.get(name, "") not in {"", label}:
             raise InputError(f"the file of labels has two labels for {name}: leave one of them")
+        truth[name] = label or truth.get(name, "")
     return truth
 
 
@@ -207,8 +208,8 @@ def agreement(rows: Sequence[dict], labels: Sequence[str], truth: dict[str, str]
     return Agreement(counts, auc)
 
 
-def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str | None]:
-    """The true label of each row, None where there is none.
+def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str]:
+    """The true label of each row, "" where there is none.
 
     A row has the label of the name that has the most last parts, one to PARTS, of the path in common with it, unless
     another row has more of them. Raises InputError when several have as many.
@@ -220,12 +221,12 @@ def _labelled(rows: Sequence[dict], truth: dict[str, str]) -> list[str | None]:
     for path in paths:
         own = [name for name in _nearest(path, names) if path in _nearest(name, near)]
         labels = {truth[name] for name in own}
-        if len(labels) > 1 or any(len(_nearest(name, near)) > 1 for name in own):
+        if any(labels) and (len(labels) > 1 or any(len(_nearest(name, near)) > 1 for name in own)):
             raise InputError(
                 f"several files or labels have the name {path}: give the files in a zip, and in the column path their "
                 "names with the folders inside it"
             )
-        found.append(next(iter(labels), None))
+        found.append(next(iter(labels), ""))
     return found
 
 

@@ -120,7 +120,13 @@ def test_figures_are_those_of_scikit_learn(tmp_path):
             [["x/a.png", "sick"], ["y/a.png", "normal"]],
             "several files or labels have the name a.png",
         ),
+        (
+            ["path", "label"],
+            [["x/a.png", "sick"], ["y/a.png", ""]],
+            "several files or labels have the name a.png",
+        ),
         (["path", "label"], [["b.png", "sick"]], "several files or labels have the name x/b.png"),
+        (["path", "label"], [["b.png", ""]], "no true label was found"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_in_one_line(tmp_path, columns, rows, message):
@@ -146,6 +152,13 @@ def test_names_that_repeat_in_several_folders_are_told_apart_by_these(tmp_path):
     rows = [row(path, path.split("/")[-2], 0.9) for path in ("set/sick/1.png", "set/normal/1.png", "set/sick/2.png")]
     rows += [row("set/normal/2.png", "normal", 0.1), row("set/sick/3.png", "sick", 0.9)]
     assert many.agreement(rows, LABELS, truth).counts == {("sick", "sick"): 2, ("normal", "normal"): 2}
+
+
+def test_a_file_whose_label_is_blank_has_not_that_of_another_folder(tmp_path):
+    write_table(tmp_path / "labels.csv", ["path", "label"], ["normal/p1/1.png", "normal"], ["unknown/p9/1.png", ""])
+    truth = many.read_labels(tmp_path / "labels.csv", LABELS)
+    with pytest.raises(InputError, match="no true label was found"):
+        many.agreement([row("unknown/p9/1.png", "normal", 0.1)], LABELS, truth)
 
 
 def test_the_memory_for_labels_is_that_of_their_file_however_many_folders_are_in_a_name():
