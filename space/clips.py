@@ -72,13 +72,16 @@ def read_clip(source: Path | bytes, count: int) -> list[tuple[int, Image.Image]]
 
     try:
         with opened() as container:
-            total = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
-        wanted = np.unique(np.linspace(0, max(total - 1, 0), count).round().astype(int)).tolist()
+            times = _times(container)
+        wanted = np.unique(np.linspace(0, max(len(times) - 1, 0), count).round().astype(int)).tolist()
         with opened() as container:
             stream = container.streams.video[0]
             check_size(stream.width, stream.height)
             stream.thread_type = "AUTO"
-            frames = _walk(container, stream, wanted) if total <= DECODED_WHOLE else _jump(container, stream, wanted)
+            if len(times) <= DECODED_WHOLE:
+                frames = _walk(container, stream, wanted)
+            else:
+                frames = _jump(container, stream, wanted, times)
     except InputError:
         raise
     except Exception as error:  # damaged files can raise anything
@@ -92,20 +95,26 @@ def _suffix(source: Path | bytes, name: str) -> str:
     return (Path(name) if isinstance(source, bytes) else source).suffix.lower()
 
 
+def _times(container) -> list[int]:
+    """When each frame of a clip is shown, in order, without those that were cut off and only begin the decoding."""
+    packets = container.demux(container.streams.video[0])
+    shown = (packet for packet in packets if packet.size and not packet.is_discard)
+    return sorted(packet.pts if packet.pts is not None else packet.dts or 0 for packet in shown)
+
+
 def _walk(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
     numbers = set(wanted)
     return [(n, _to_image(frame)) for n, frame in enumerate(container.decode(stream)) if n in numbers]
 
 
-def _jump(container, stream, wanted: list[int]) -> list[tuple[int, Image.Image]]:
-    found, seconds_a_frame = [], 1 / float(stream.average_rate)
-    start = float((stream.start_time or 0) * stream.time_base)
+def _jump(container, stream, wanted: list[int], times: list[int]) -> list[tuple[int, Image.Image]]:
+    found, later = [], (stream.start_time or 0) - times[0]  # after a seek some formats count from there
     for number in wanted:
-        time = start + number * seconds_a_frame
-        container.seek(int(time / stream.time_base), stream=stream)
+        time = times[number] + later
+        container.seek(time, stream=stream)
         frame = None
         for frame in container.decode(stream):
-            if frame.time is None or frame.time >= time - seconds_a_frame / 2:
+            if frame.pts is None or frame.pts >= time:
                 break
         if frame is not None:
             found.append((number, _to_image(frame)))

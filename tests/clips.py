@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -21,6 +22,17 @@ def write_clip(path: Path, frames: int) -> Path:
             grey = np.full((48, 64, 3), grey_of(number, frames), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
+    return path
+
+
+def retimed(clip: Path, path: Path, place: Callable[[int], int]) -> Path:
+    """Write the packets of a clip again, each at the place of its number in frames; below 0 it is not shown."""
+    with av.open(str(clip)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for number, packet in enumerate(packet for packet in given.demux() if packet.size):
+            packet.pts = packet.dts = place(number) * packet.duration
+            packet.stream = stream
+            container.mux(packet)
     return path
 
 

@@ -10,7 +10,7 @@ from space import clips, errors
 from space.clips import is_clip, load_frames, read_clip, read_frames
 from space.errors import InputError
 from space.images import load_image
-from tests.clips import CODECS, grey_of, write_clip
+from tests.clips import CODECS, grey_of, retimed, write_clip
 from tests.dicom import write_dicom
 
 
@@ -30,6 +30,27 @@ def test_a_short_clip_gives_all_its_frames(tmp_path):
 
 def test_of_a_long_clip_the_same_frames_are_found_by_seeking(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "clip.mp4", 100)
+    walked = read_clip(path, 7)
+    monkeypatch.setattr(clips, "DECODED_WHOLE", 50)
+    jumped = read_clip(path, 7)
+    assert [number for number, _ in jumped] == [number for number, _ in walked]
+    for (_, one), (_, other) in zip(walked, jumped, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("whole", [2_000, 20])
+def test_of_a_clip_cut_out_of_another_only_frames_that_are_shown_count(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(clips, "DECODED_WHOLE", whole)
+    cut = retimed(write_clip(tmp_path / "clip.mp4", 250), tmp_path / "cut.mp4", lambda number: number - 200)
+    frames = read_clip(cut, 24)
+    assert [number for number, _ in frames] == np.linspace(0, 49, 24).round().tolist()
+    for number, image in frames:
+        assert np.asarray(image).mean() == pytest.approx(grey_of(200 + number, 250), abs=6)
+
+
+def test_of_a_long_clip_whose_rate_varies_the_same_frames_are_found_by_seeking(tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "clip.mp4", 100)
+    path = retimed(clip, tmp_path / "varies.mkv", lambda number: number + 9 * max(0, number - 50))
     walked = read_clip(path, 7)
     monkeypatch.setattr(clips, "DECODED_WHOLE", 50)
     jumped = read_clip(path, 7)
