@@ -130,8 +130,9 @@ class Predictor:
     def _seen(self, size: tuple[int, int]) -> np.ndarray:
         """Which part of an image of `size` (width, height) the processor gives to the network, for some cut off what is
         at the border: left, top, right and bottom in shares of the image, found from where two ramps end."""
-        across, down = ((np.arange(side) + 0.5) / side * 255 for side in size)
-        ramps = np.stack(np.broadcast_arrays(across, down[:, None], 0), axis=-1).round().astype(np.uint8)
+        across, down = (((np.arange(side) + 0.5) / side * 255).round() for side in size)
+        ramps = np.zeros((len(down), len(across), 3), np.uint8)
+        ramps[..., 0], ramps[..., 1] = across, down[:, None]
         columns, rows, _ = self.pixels([Image.fromarray(ramps)])[0] / 255
         ends = []
         for line in (columns.mean(axis=0), rows.mean(axis=1)):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -141,6 +142,18 @@ def test_the_map_lies_where_a_processor_that_cuts_the_border_off_let_the_network
         for axis, (first, last) in ((0, (0.3, 0.7)), (1, (0.1, 0.9))):
             inside = np.flatnonzero(saliency.any(axis=axis)) / saliency.shape[1 - axis]
             assert (inside[0], inside[-1]) == pytest.approx((first, last), abs=0.01)
+
+
+def test_what_a_processor_cuts_off_is_found_in_little_more_memory_than_it_takes_for_the_image(tmp_path):
+    config = ResNetConfig(layer_type="basic", depths=[1], hidden_sizes=[8], embedding_size=8)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.8).save_pretrained(tmp_path)
+    predictor, image = Predictor(tmp_path), Image.radial_gradient("L").resize((1024, 1024)).convert("RGB")
+    tracemalloc.start()
+    predictor.answer([image], "cam")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 << 20
 
 
 @pytest.mark.parametrize("changed", [{"problem_type": "multi_label_classification"}, {"id2label": {0: "sick"}}])
