@@ -18,6 +18,7 @@ from space.archives import is_archive, read_archive
 from space.batches import Batches
 from space.clips import AT_ONCE, is_clip, load_frames
 from space.errors import InputError
+from space.images import frames_in
 from space.predictor import BATCH, Answer
 from space.rows import row
 from space.saliency import overlay
@@ -33,10 +34,12 @@ DELETED = f"was deleted, as uploads are after {KEPT // 60} minutes: give it agai
 
 
 class Found(NamedTuple):
-    """What there is to say of one file: its row, and a picture with its map, of the first files that could be read."""
+    """What there is to say of one file: its row, a picture with its map, of the first files that could be read, and
+    whether it is that of the first of several pages or frames alone."""
 
     row: dict
     picture: Image.Image | None
+    first_alone: bool
 
 
 class Agreement(NamedTuple):
@@ -94,23 +97,24 @@ def examine(
             answer = batches.answer(image, method)
         return told, _thumbnail(image, answer)
 
-    def look(name: str, source: Path | dict | InputError) -> tuple[dict, Image.Image | None]:
+    def look(name: str, source: Path | dict | InputError) -> Found:
         try:
             if isinstance(source, InputError):
                 raise source
             content = source["bytes"] if isinstance(source, dict) else source
-            with AT_ONCE if is_clip(content, name) else nullcontext():
-                return answered(name, source)
+            clip = is_clip(content, name)
+            with AT_ONCE if clip else nullcontext():
+                return Found(*answered(name, source), first_alone=not clip and frames_in(content) > 1)
         except InputError as reason:
-            return row(batches.predictor, name, reason), None
+            return Found(row(batches.predictor, name, reason), None, first_alone=False)
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:
         for part in _parts(files):
-            for told, picture in pool.map(lambda file: look(*file), part):
-                keep = picture is not None and shown < pictures
+            for found in pool.map(lambda file: look(*file), part):
+                keep = found.picture is not None and shown < pictures
                 shown += keep
-                yield Found(told, picture if keep else None)
+                yield found if keep else found._replace(picture=None)
 
 
 def _parts(

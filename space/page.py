@@ -165,7 +165,7 @@ class Page:
             agreed = many.agreement(rows, self.model.predictor.labels, truth) if truth is not None else None
         except InputError as reason:  # the answers are worth having without it
             refused = stage.refusal(str(reason))
-        summary = stage.summary(rows, self.model.predictor.labels, agreed, many.to_csv(rows), self.texts)
+        summary = stage.summary(found, self.model.predictor.labels, agreed, many.to_csv(rows), self.texts)
         return (
             refused + summary,
             stage.gallery(found, self.texts),
@@ -239,7 +239,7 @@ class Page:
         """Classify many chest images, DICOM files, clips, or zip files of them. Not for medical use.
 
         Args:
-            files: the files; of a clip the mean of its frames is answered, a zip or tar counts as what it holds
+            files: the files; of a clip the mean of its frames counts, of pages the first, of a zip or tar every file
 
         Returns:
             rows: for each file in order path, group, prediction, probability_LABEL, threshold, abstained and error

@@ -108,8 +108,9 @@ def clip_stage(
     )
 
 
-def summary(rows: Sequence[dict], labels: Sequence[str], agreed: Agreement | None, csv: str, texts: Texts) -> str:
-    """How many rows have which prediction, what true labels say of them, and the table (csv) to take along."""
+def summary(found: Sequence[Found], labels: Sequence[str], agreed: Agreement | None, csv: str, texts: Texts) -> str:
+    """How many files have which prediction, what true labels say of them, and the table (csv) to take along."""
+    rows = [each.row for each in found]
     told = [each["prediction"] for each in rows]
     nothing = texts("many.nothing")
     counts = ", ".join(f"{told.count(name)} {name or nothing}" for name in [*labels, ""] if name in told)
@@ -117,6 +118,8 @@ def summary(rows: Sequence[dict], labels: Sequence[str], agreed: Agreement | Non
     names = [each["path"] for each in rows]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         lines.append(f"<p>{escape(texts('many.repeated', name=repeated))}</p>")
+    if paged := [each.row["path"] for each in found if each.first_alone]:
+        lines.append(f"<p>{escape(texts('many.pages', count=len(paged), name=paged[0]))}</p>")
     if agreed:
         called = [*labels, ""]
         count = sum(agreed.counts.values())

@@ -186,10 +186,23 @@ def test_of_a_folder_hidden_files_and_tables_are_left_out(tmp_path):
 
 
 def test_names_that_repeat_are_told_of_in_the_summary_of_files():
-    repeated = [row(path, "sick", 0.9) for path in ("1.png", "<2>.png", "<2>.png")]
+    repeated = [many.Found(row(path, "sick", 0.9), None, False) for path in ("1.png", "<2>.png", "<2>.png")]
     told = stage.summary(repeated, LABELS, None, "", Texts())
     assert "Several files are called &lt;2&gt;.png: give them in a zip" in told
     assert "Several files" not in stage.summary(repeated[:2], LABELS, None, "", Texts())
+
+
+def test_files_of_which_only_the_first_page_is_answered_are_told_of_in_the_summary(model, tmp_path):
+    loaded, pages = Future(), [Image.fromarray(speckle(seed)) for seed in range(2)]
+    loaded.set_result(model)
+    pages[0].save(tmp_path / "<two>.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "one.tif")
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        archive.write(tmp_path / "<two>.tif", "deep/two.tif")
+    files = [(str(tmp_path / name), name) for name in ("one.tif", "<two>.tif", "scans.zip")]
+    seen = [Page(loaded, Texts()).see_many(given, [], None)[0] for given in (files, files[:1])]
+    assert "only the first is answered: 2, the first of them &lt;two&gt;.tif" in seen[0]
+    assert "only the first" not in seen[1]
 
 
 def test_the_picture_of_a_clip_is_the_frame_that_is_most_surely_what_the_clip_is_called(model, tmp_path, monkeypatch):
