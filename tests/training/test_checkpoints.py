@@ -134,15 +134,16 @@ from types import SimpleNamespace
 from transformers.trainer_utils import HubStrategy
 from space.errors import InputError
 from training.checkpoints import fetch_start
-from training.unfinished import last_checkpoint, open_unfinished
+from training.unfinished import last_checkpoint, unfinished
 
 for work, run, named, overwrite in CASES:
-    open_unfinished(Path(work), run, False)
-    saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
-    try:
-        fetch_start(Path(work), SimpleNamespace(resume_from_checkpoint=named, hub_revision=None), saves, overwrite, {})
-    except InputError as error:
-        print(error)
+    with unfinished(Path(work), run, False):
+        saves = SimpleNamespace(repo="clinic/left", revision=None, strategy=HubStrategy.CHECKPOINT)
+        try:
+            args = SimpleNamespace(resume_from_checkpoint=named, hub_revision=None)
+            fetch_start(Path(work), args, saves, overwrite, {})
+        except InputError as error:
+            print(error)
     print(last_checkpoint(Path(work) / "checkpoints"))
 """
 

@@ -198,8 +198,12 @@ def test_what_was_put_in_a_model_s_place_while_it_was_fitted_is_not_deleted(of_a
 
 def test_a_run_does_not_go_on_from_another_base_of_the_same_name(of_a_frozen_base, tmp_path, monkeypatch):
     command, base = of_a_frozen_base
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_judge", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(train, "_judge", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(command)
     changed = {name: value + 0.1 for name, value in weights(base).items()}
