@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +74,8 @@ class Card:
 
     def _picture(self, link: re.Match) -> str:
         with contextlib.suppress(OSError, ValueError):  # a link may hold a whole picture, which is no name of a file
-            path = (self._folder / link[2]).resolve()
-            if path.is_file() and path.suffix == ".png" and path.is_relative_to(self._folder.resolve()):
+            folder = os.path.abspath(self._folder)
+            path = Path(os.path.normpath(os.path.join(folder, link[2])))  # in the Hub's cache, files are links
+            if path.is_file() and path.suffix == ".png" and path.is_relative_to(folder):
                 return f"![{link[1]}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
         return ""

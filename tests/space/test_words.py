@@ -1,3 +1,4 @@
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -105,6 +106,16 @@ def test_a_card_whose_metadata_are_none_is_its_text(tmp_path, told):
     (tmp_path / "README.md").write_bytes(f"---\n{told}\n---\ntext\n".encode("latin-1"))
     assert Card(tmp_path).figures() == []
     assert Card(tmp_path).text().strip() == "text"
+
+
+def test_pictures_of_the_hub_s_cache_are_shown_where_files_are_links_out_of_their_folder(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(b"picture")
+    folder = tmp_path / "snapshots" / "a"
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval" / "roc.png").symlink_to("../../../blobs/1")
+    (folder / "README.md").write_text("![curve](eval/roc.png)![other](../../blobs/1)")
+    assert Card(folder).text() == f"![curve](data:image/png;base64,{base64.b64encode(b'picture').decode()})"
 
 
 @pytest.mark.parametrize("link", [f"data:image/png;base64,{'A' * 5000}", "a\0.png"], ids=["picture", "null"])
