@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from training.confounds import FAMILIES, find_confounds
+from training.confounds import FAMILIES, find_confounds, out_of_fold
 
 
 @pytest.fixture
@@ -65,6 +65,12 @@ def test_three_classes_are_told_apart_too(images):
     facts["border_top"] += labels
     found = by_family(find_confounds(facts, labels, groups))
     assert found["border"]["suspicious"]
+
+
+def test_a_single_image_of_a_class_among_many_images_is_learned_from_too():
+    labels = np.r_[2, np.arange(10_100) % 2]
+    told = out_of_fold(labels[:, None] % 2, labels, [(np.arange(len(labels)), np.arange(3))])
+    assert told[1:3].argmax(axis=1).tolist() == [0, 1]
 
 
 def test_too_few_groups_give_no_answer(images):
