@@ -15,6 +15,7 @@ import copy
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from datasets import Dataset, Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter, sobel
@@ -31,6 +32,7 @@ SAMPLE = 12  # images for the first two tests, which need many forward passes
 RANDOM = 3  # networks with random weights
 MASKED = 64  # images for the third
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)  # of the picture that is deleted or inserted, besides nothing and all
+LEAST_GREY = 16  # of a mask's brightest pixel; a darker one holds numbers of what is shown
 TOLERANCE = 15  # pixels of the network's input
 UNALIKE = 0.5  # rank correlation under which two maps are different ones
 
@@ -144,14 +146,15 @@ def _confidence(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tenso
 def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> dict | None:
     """Where masks exist: does the map of the image's class point into the opacity, and how much of it lies inside?
 
-    Of two classes it is the map of the positive one. A mask that is black all over shows no opacity.
+    Of two classes it is the map of the positive one. A mask that is black all over shows no opacity; some masks hold
+    the numbers 1, 2, ... of what is shown, and no grey values.
     """
     if "mask" not in rows.column_names:
         return None
     has = np.flatnonzero(np.asarray(rows["mask"]) != "")
     has = has[np.unique(np.linspace(0, len(has) - 1, min(MASKED, len(has))).astype(int))] if len(has) else has
-    masks = {index: load_image(file).convert("L") for index, file in zip(has, rows.select(has)["mask"], strict=True)}
-    masks = {index: mask for index, mask in masks.items() if mask.getextrema()[1] > 127}
+    masks = {index: _opacity(file) for index, file in zip(has, rows.select(has)["mask"], strict=True)}
+    masks = {index: mask for index, mask in masks.items() if mask.getextrema()[1]}
     if not masks:
         return None
     has = np.array(list(masks))
@@ -183,6 +186,14 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
         "ci95": {"pointing_game": spread, "energy_inside": energy},
         "passed": bool(spread[0] > chance),
     }
+
+
+def _opacity(file: str) -> PIL.Image.Image:
+    """A mask in black and white: what is brighter than half of its brightest grey, or of numbers is none of 0."""
+    mask = load_image(file).convert("L")
+    brightest = mask.getextrema()[1]
+    cut = brightest // 2 if brightest >= LEAST_GREY else 0
+    return mask.point([255 * (value > cut) for value in range(256)])
 
 
 def _mean_interval(values: np.ndarray, groups: np.ndarray, limits: list[float]) -> list[float]:

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,16 @@ def test_a_map_that_does_not_depend_on_the_weights_fails(predictor, spots):
 def test_a_mask_that_is_black_all_over_shows_no_opacity(predictor, spots, tmp_path):
     Image.new("L", (SIDE, SIDE)).save(tmp_path / "black.png")
     masks = [mask or str(tmp_path / "black.png") for mask in spots["mask"]]
+    rows = spots.remove_columns("mask").add_column("mask", masks)
+    told = [check_saliency(predictor, each, told_of(predictor, each), "cam")["place"] for each in (spots, rows)]
+    assert told[0] == told[1]
+
+
+def test_a_mask_of_numbers_shows_what_one_in_black_and_white_does(predictor, spots, tmp_path):
+    masks = [mask and str(tmp_path / Path(mask).name) for mask in spots["mask"]]
+    for number, mask in zip(masks, spots["mask"], strict=True):
+        if mask:
+            Image.open(mask).point(lambda grey: grey // 255 * 2).save(number)
     rows = spots.remove_columns("mask").add_column("mask", masks)
     told = [check_saliency(predictor, each, told_of(predictor, each), "cam")["place"] for each in (spots, rows)]
     assert told[0] == told[1]
