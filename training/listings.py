@@ -93,10 +93,10 @@ def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str
 def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
     top = {name.lower() for name in next(os.walk(folder, onerror=_refuse))[1] if not is_passed_over(name)}
     parts = top & PART_OF.keys()
-    if len({PART_OF[part] for part in parts}) > 1 and (others := sorted(top - parts)):
+    if parts and (others := sorted(top - parts)):
         raise InputError(
             f"{folder}: found {others[0]} beside {', '.join(sorted(parts))}; expected folders of classes, or of "
-            "parts alone; move it away"
+            "parts alone; move away what is neither"
         )
     depth = 1 if top and top == parts else 0  # train/normal/1.png
     loose = []
