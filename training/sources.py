@@ -168,7 +168,7 @@ def unlisted_files(source: str | Path) -> list[str]:
     folder = Path(_parse(str(source))[0])
     if not (folder / "metadata.csv").is_file():
         return []
-    listed = {Path(row["path"]).as_posix() for row in read_listing(folder)}
+    listed = {Path(os.path.relpath(folder / row["path"], folder)).as_posix() for row in read_listing(folder)}
     paths = (file.relative_to(folder) for file in image_files(folder))
     return [path.as_posix() for path in paths if path.as_posix() not in listed and path.parts[0] != "masks"]
 
@@ -276,7 +276,8 @@ def _rows(place: str, frames: int, columns: tuple[str, ...], digest: str) -> Ite
     for row in read_listing(Path(place)):
         file = root / row["path"]
         row = dict.fromkeys(columns, "") | row
-        if "mask" in columns and (mask := root / "masks" / row["path"].removeprefix("images/")).is_file():
+        inside = os.path.relpath(file, root)  # the path in the table may be an absolute one
+        if "mask" in columns and (mask := root / "masks" / inside.removeprefix("images/")).is_file():
             row["mask"] = str(mask)
         row["group"] = row["group"] or row["path"]
         try:

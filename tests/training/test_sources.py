@@ -21,7 +21,7 @@ from tests.dicom import write_dicom
 from tests.images import speckle, write_images, write_table
 from training import data
 from training.fingerprint import take_fingerprints
-from training.sources import UNLABELLED, load_data
+from training.sources import UNLABELLED, load_data, unlisted_files
 
 
 def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
@@ -162,6 +162,14 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
     assert load_data(tmp_path)[2]["image"].size == (30, 20)
 
 
+def test_masks_are_found_however_a_table_names_the_images(tmp_path):
+    write_images(tmp_path, "images/0.png", "images/1.png", "images/2.png", "masks/1.png")
+    paths = [str(tmp_path / "images" / "0.png"), str(tmp_path / "images" / "1.png"), "./images/2.png"]
+    write_table(tmp_path / "metadata.csv", ["file_name", "label"], *([path, "sick"] for path in paths))
+    assert load_data(tmp_path)["mask"][:] == ["", str(tmp_path / "masks" / "1.png"), ""]
+    assert unlisted_files(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("files", "table", "message"),
     [
@@ -173,6 +181,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
             None,
             "found more beside test, train; expected folders",
         ),
+        (["normal/1.png", "sick/1.png", "test/1.png"], None, "found normal beside test; expected folders"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["\0.png", "sick"]], "1 of 2 files do not exist"),
         (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
         (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
