@@ -79,6 +79,7 @@ class HubSaves(TrainerCallback):
         whole = (last / "config.json").is_file()  # which is not there when the head alone is in the checkpoint
         if whole:
             files |= {name: last / name for name in MODEL}
+            files |= {path.name: path for path in last.glob("*.py")}  # a head's own code, which config.json names
         elif self.strategy is HubStrategy.EVERY_SAVE:
             return
         if self.strategy is HubStrategy.CHECKPOINT:

@@ -11,6 +11,8 @@ from huggingface_hub.repocard import metadata_load
 from tests.conftest import RECIPES, ROOT, SMALL
 from tests.hub import OWNER, READER, Fault
 from tests.training.test_push import as_pushed, held, local_files, titles
+from training.arguments import ModelArguments
+from training.model import load_base
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -126,6 +128,16 @@ def test_checkpoints_of_a_head_alone_leave_the_model_that_is_there_as_it_is(hub,
     last |= {"best-checkpoint/model.safetensors"}
     assert there.keys() - last == local_files(small_model).keys()
     assert {name: there[name] for name in there.keys() - last} == local_files(small_model)
+
+
+def test_a_head_s_own_code_goes_with_each_checkpoint_of_the_whole_model(hub, client, tmp_path):
+    settings = ModelArguments("scratch:resnet-8-thin", image_size=32, head="mlp")
+    for part in load_base(settings, ["normal", "sick"]):
+        part.save_pretrained(tmp_path / "checkpoints" / "checkpoint-2")
+    save(client, tmp_path, "clinic/head", "every_save", {})
+    there = held(hub.repository("model", "clinic/head"))
+    named = json.loads(there["config.json"])["auto_map"]["AutoModelForImageClassification"]
+    assert f"{named.partition('.')[0]}.py" in there
 
 
 FETCH = """
