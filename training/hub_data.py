@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import datasets
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetsError, SplitsVerificationError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.errors import HTTPError
@@ -32,7 +32,12 @@ def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Data
             parts = found if isinstance(found, dict) else {options["split"]: found}
     except InputError:
         raise
-    except (DatasetGenerationError, HTTPError, OSError, ValueError, RuntimeError) as error:
+    except SplitsVerificationError as error:
+        raise InputError(
+            f"{place}: its files do not hold the splits and the numbers of rows that dataset_info in its README.md "
+            f"tells; mend that, or name another revision ({error})"
+        ) from None
+    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise InputError(f"{place}: no data set of the Hub that can be read, and no folder ({reason})") from None
@@ -71,6 +76,11 @@ def _addressed_cells(files: list[str], features: Features | None, split: str) ->
         others = [name for name in features if name not in pictures]
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group, [*others, *(f"{name}.path" for name in pictures)])
+            if lacking := [name for name in features if name not in table.column_names]:
+                raise InputError(
+                    f"{file}: found no column {lacking[0]} as README.md or the first file tells of it; leave "
+                    "streaming=true out"
+                )
             for name in others:
                 columns[name] += table[name].to_pylist()
             for name in pictures:

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as Picture
 
@@ -130,6 +131,35 @@ def test_images_in_archives_are_refused_in_one_line(hub, client, small_home, tmp
     assert told.code == 1
     assert told.line.startswith(f"error: {place}: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def card(rows: int, *splits: str) -> str:
+    """A data set's README.md that tells of so many rows in the split train, and of further splits."""
+    features = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": "string"}]
+    told = [{"name": name, "num_bytes": 1, "num_examples": rows} for name in ("train", *splits)]
+    return f"---\n{yaml.safe_dump({'dataset_info': {'features': features, 'splits': told}})}---\n"
+
+
+@pytest.mark.xdist_group("hub")
+def test_images_in_another_form_than_the_card_tells_cannot_stay_on_the_hub(hub, client, tmp_path):
+    (tmp_path / "plain").mkdir()
+    Dataset.from_dict({"image": [b"1"], "label": ["sick"]}).to_parquet(tmp_path / "plain" / "0.parquet")
+    (tmp_path / "plain" / "README.md").write_text(card(1))
+    hub.add("dataset", "clinic/plain", tmp_path / "plain")
+    told = client.run("data", "clinic/plain?streaming=true", "--output", tmp_path / "out")
+    assert told.code == 1
+    assert told.line.startswith("error: hf://datasets/clinic/plain@")
+    assert told.line.endswith(
+        "/0.parquet: found no column image as README.md or the first file tells of it; leave streaming=true out"
+    )
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(3, ()), (2, ("test",))])
+def test_files_that_do_not_hold_what_the_card_tells_are_refused_in_one_line(tmp_path, rows, splits):
+    (tmp_path / "README.md").write_text(card(rows, *splits))
+    with pytest.raises(InputError, match="the numbers of rows that dataset_info in its README.md tells") as refusal:
+        as_published(tmp_path, image=PICTURES)
+    assert "\n" not in str(refusal.value)
 
 
 TEXT = Value("string")
