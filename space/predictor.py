@@ -23,7 +23,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 from space import mlp_head  # noqa: F401  so that a model with that head loads without its own copy of the code
 from space.abstention import Abstention
 from space.clips import load_frames
-from space.errors import InputError
+from space.errors import InputError, reason_of
 from space.runtimes import Network, check_mode, cores, exported_files, load_runtime
 from space.saliency import methods_for, placed, saliency_maps
 
@@ -63,7 +63,8 @@ class Predictor:
     """
 
     def __init__(self, model_id: str | Path, runtime: str = "torch", precision: str = "float32", bulk: bool = False):
-        """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier.
+        """Load from a folder, or from the Hub by its id. Raises InputError when neither gives an image classifier, or
+        when one needs a package that is not installed.
 
         runtime, precision: a mode of `space.runtimes.PRECISIONS`; others than torch run what was exported into the
         folder. bulk: they are for `stream`, where every core takes images of its own, and not for single ones.
@@ -85,6 +86,11 @@ class Predictor:
             self.threshold = float(getattr(model.config, "threshold", 0.5))
             if lacking := sorted(loaded["missing_keys"]):
                 raise ValueError(f"its weights lack {lacking[0]}, for which chance would stand in")
+        except ImportError as error:
+            reason = reason_of(error).partition(". ")[0]
+            raise InputError(
+                f"{model_id}: its network needs a package that is not installed ({reason}); install it with pip"
+            ) from None
         except (HTTPError, OSError, ValueError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
             reason = (getattr(error, "server_message", None) or str(error)).strip().split("\n")[0]
             raise InputError(

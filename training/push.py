@@ -14,6 +14,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from huggingface_hub import SpaceCard, constants
@@ -65,14 +66,15 @@ def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> U
 
 def space_upload(model: Upload, repo: str, work: Path, dataset: str | None = None) -> Upload:
     """The page for a model of the Hub; its card, and its requirements with the runtimes that the model was exported
-    for, are written into `work`."""
+    for and with timm where its network is of that, are written into `work`."""
     card, told = SpaceCard.load(PAGE / "README.md"), read_again(model.files["README.md"])
     card.data.title = f"Chest opacity: {model.repo.partition('/')[2]}"
     card.data.license = told.get("license")
     card.data.models = [model.repo]
     card.data.datasets = [dataset] if dataset else None
     (work / "README.md").write_text(str(card))
-    (work / "requirements.txt").write_text((PAGE / "requirements.txt").read_text() + _runtimes_for(model))
+    required = (PAGE / "requirements.txt").read_text() + _runtimes_for(model) + _timm_for(model)
+    (work / "requirements.txt").write_text(required)
     written = {name: work / name for name in ("README.md", "requirements.txt")}
     return Upload("space", repo, repositories.own_files("space", PAGE) | written)
 
@@ -183,6 +185,16 @@ def _runtimes_for(model: Upload) -> str:
     ]
     pinned = find_template("constraints.txt").read_text().splitlines(keepends=True)
     return "".join(line for line in pinned if line.partition("==")[0] in needed)
+
+
+def _timm_for(model: Upload) -> str:
+    """A line of requirements.txt where the network is of timm, with the version that is installed here, if one is."""
+    if read_again(model.files["config.json"]).get("model_type") != "timm_wrapper":
+        return ""
+    try:
+        return f"timm=={version('timm')}\n"
+    except PackageNotFoundError:
+        return "timm\n"
 
 
 def _is_synthetic(folder: Path) -> bool:

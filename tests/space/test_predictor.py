@@ -2,6 +2,7 @@ import json
 import shutil
 import tracemalloc
 import weakref
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -191,6 +192,17 @@ def test_weights_without_a_head_are_refused_and_do_not_answer_by_chance(small_mo
     shutil.copy(small_model / "preprocessor_config.json", tmp_path)
     with pytest.raises(InputError, match="its weights lack classifier"):
         Predictor(tmp_path)
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_network_whose_package_is_not_installed_is_refused_in_one_line(small_model, tmp_path):
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        shutil.copy(small_model / name, tmp_path)
+    config = {"model_type": "timm_wrapper", "num_classes": 2, "label_names": ["normal", "sick"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"not installed \(.* requires the timm library .*\); install it") as refusal:
+        Predictor(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_what_is_no_model_or_a_broken_one_is_refused_in_one_line(small_model, tmp_path):

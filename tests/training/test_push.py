@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -379,6 +380,26 @@ def test_the_space_installs_the_runtimes_that_the_model_was_exported_for(model, 
             required.append(next(line for line in pinned if line.startswith(f"{package}==")))
         upload = push.space_upload(push.model_upload(model, "clinic/x", tmp_path), "clinic/page", tmp_path)
         assert upload.files["requirements.txt"].read_text().splitlines() == required
+
+
+def test_the_space_of_a_network_of_timm_installs_timm_as_it_is_here(model, tmp_path, monkeypatch):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "timm_wrapper"}))
+    (tmp_path / "timm-1.2.3.dist-info").mkdir()
+    (tmp_path / "timm-1.2.3.dist-info" / "METADATA").write_text("Name: timm\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    upload = push.space_upload(push.model_upload(model, "clinic/x", tmp_path), "clinic/page", tmp_path)
+    required = (ROOT / "space" / "requirements.txt").read_text().splitlines()
+    assert upload.files["requirements.txt"].read_text().splitlines() == [*required, "timm==1.2.3"]
+
+
+def test_the_space_of_a_network_of_timm_installs_some_timm_where_none_is_here(model, tmp_path):
+    if find_spec("timm"):
+        pytest.skip("timm is installed")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "timm_wrapper"}))
+    upload = push.space_upload(push.model_upload(model, "clinic/x", tmp_path), "clinic/page", tmp_path)
+    assert upload.files["requirements.txt"].read_text().splitlines()[-1] == "timm"
 
 
 @pytest.mark.parametrize(
