@@ -52,7 +52,11 @@ def main(argv: list[str] | None = None) -> None:
         help=f"a model folder or Hub id; without one {PHANTOM_MODEL}, which is made first when it is not there",
     )
     parser.add_mode()
-    parser.add_argument("--share", action="store_true", help="give the page a public address too, for some days")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="give the page a public address too, for some days; its card may name some of your images and folders",
+    )
     args = parser.parse_args(argv)
     if args.model is None and not PHANTOM_MODEL.exists():
         make_phantom_model(PHANTOM_MODEL)
