@@ -47,6 +47,8 @@ TABLES = frozenset({".csv", ".parquet"})
 FRAMES = 8  # of a clip, where nothing else is said
 IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array holds, are 26 of the largest there are
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
+# Ids that anonymisers write for everybody; anon-1 is somebody's, and 0 to 000 may be the first of numbered patients.
+NOBODY = re.compile(r"anon(ym(ous|i[sz]ed)?)?|de[ _-]?identified|unknown|none|test|0{4,}|x+", re.IGNORECASE)
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
@@ -208,12 +210,13 @@ def _read_files(place: Path, frames: int) -> Dataset:
 def _by_patient(rows: Dataset, told: bool) -> Dataset:
     """The rows with groups by the patient's id of DICOM files: it joins folders, and is the group of files without one.
 
-    told: groups are a table's, and stay as they are. An id that all DICOM files have, as anonymisers write it, tells
-    nobody from another, and is as none.
+    told: groups are a table's, and stay as they are. An id that all DICOM files have, or one of NOBODY, as anonymisers
+    write them, tells nobody from another, and is as none.
     """
-    ids, groups = list(rows[PATIENT]), list(rows["group"])
+    found, groups = list(rows[PATIENT]), list(rows["group"])
     rows = rows.remove_columns(PATIENT)
-    if len(set(ids) - {""}) < 2:
+    ids = ["" if NOBODY.fullmatch(patient) else patient for patient in found]
+    if len(set(found) - {""}) < 2 or not any(ids):
         return rows
     known = zip(ids, groups, rows["path"], strict=True)
     groups = [patient if patient and is_alone(path, group) else group for patient, group, path in known]

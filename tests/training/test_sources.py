@@ -386,6 +386,19 @@ def test_dicom_files_of_a_patients_folder_are_one_group_whatever_an_anonymiser_w
     assert groups_by_id(tmp_path, dict(zip(names, ids, strict=True))) == folders
 
 
+@pytest.mark.parametrize("none", ["ANONYMOUS", "anon", "De-Identified", "Unknown", "XXXX", "00000000"])
+@pytest.mark.parametrize("other", ["TEST", "7"])
+def test_ids_as_anonymisers_write_them_join_nobody_where_other_files_have_another(tmp_path, none, other):
+    names = [f"{label}/patient-{patient}/1.dcm" for label in ("normal", "sick") for patient in range(2)]
+    folders = [name.removesuffix("/1.dcm") for name in names]
+    assert groups_by_id(tmp_path, dict.fromkeys(names, none) | {"sick/stray/1.dcm": other}) == [*folders, "sick/stray"]
+
+
+def test_files_of_one_id_are_one_group_beside_those_of_an_anonymiser(tmp_path):
+    ids = {"normal/1.dcm": "7", "normal/2.dcm": "7", "sick/1.dcm": "ANONYMOUS", "sick/2.dcm": "ANONYMOUS"}
+    assert groups_by_id(tmp_path, ids) == ["7", "7", "sick/1.dcm", "sick/2.dcm"]
+
+
 def test_folders_of_one_patients_id_are_one_group(tmp_path):
     ids = {"normal/before/1.dcm": "7", "sick/single.dcm": "8", "sick/after/1.dcm": "7", "sick/other/1.dcm": "8"}
     assert groups_by_id(tmp_path, ids) == ["normal/before", "8", "normal/before", "8"]
