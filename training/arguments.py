@@ -54,7 +54,10 @@ class DataArguments:
     data: str = field(metadata={"help": "DATA: a folder, a .csv or .parquet table, user/name on the Hub, or phantom"})
     labels: list[str] | None = field(
         default=None,
-        metadata={"help": "the classes, the positive one last; by default normal, then the others by name"},
+        metadata={
+            "help": "the classes, the positive one last; by default normal, or else healthy, regular or negative, "
+            "then the others by name"
+        },
     )
     sites: list[str] | None = field(
         default=None,

@@ -250,7 +250,7 @@ def _labels(rows: pd.DataFrame, images: pd.DataFrame, prints: Fingerprints) -> d
 
 
 def _numbered(labels: pd.Series) -> np.ndarray:
-    """Class names as 0, 1, ...: normal first, then by name."""
+    """Class names as 0, 1, ...: in their usual order."""
     return labels.map({name: number for number, name in enumerate(normal_first(set(labels)))}).to_numpy(int)
 
 

@@ -25,6 +25,7 @@ PART_OF = {
 ASIDE = ("external", "unlabelled", "left_out")  # what a published split says besides: see training/publishable.py
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+NORMAL = {"normal", "healthy", "regular", "reg", "negative"}  # words for the class that is not the positive one
 OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own
 
 

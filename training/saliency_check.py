@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from space.images import load_image
 from space.predictor import BATCH, Predictor
 from space.saliency import saliency_maps, scaled_map
+from training.listings import NORMAL
 from training.metric.bootstrap import interval, widened
 
 SAMPLE = 12  # images for the first two tests, which need many forward passes
@@ -146,8 +147,8 @@ def _confidence(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tenso
 def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str) -> dict | None:
     """Where masks exist: does the map of the image's class point into the opacity, and how much of it lies inside?
 
-    Of two classes it is the map of the positive one. A mask that is black all over shows no opacity; some masks hold
-    the numbers 1, 2, ... of what is shown, and no grey values.
+    Of two classes, and of a class that is called normal, it is the map of the positive one. A mask that is black all
+    over shows no opacity; some masks hold the numbers 1, 2, ... of what is shown, and no grey values.
     """
     if "mask" not in rows.column_names:
         return None
@@ -159,10 +160,9 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
         return None
     has = np.array(list(masks))
     pixels = _pixels(predictor, rows, has)
-    last = len(predictor.labels) - 1
-    classes = torch.tensor(
-        [predictor.labels.index(label) or last for label in table["label"].iloc[has]], device=pixels.device
-    )
+    own = {label: index for index, label in enumerate(predictor.labels)}
+    own |= {label: len(own) - 1 for label in own if len(own) == 2 or label.lower() in NORMAL}
+    classes = torch.tensor([own[label] for label in table["label"].iloc[has]], device=pixels.device)
     size = pixels.shape[:1:-1]
     hits, inside, shares = [], [], []
     for saliency, mask in zip(_maps(predictor, pixels, classes, method), masks.values(), strict=True):

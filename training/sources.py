@@ -39,7 +39,7 @@ from space.errors import InputError
 from training import anatomy, phantom, phantom_sites, ultrasound
 from training.groups import is_alone, merge
 from training.hub_data import read_hub
-from training.listings import image_files, is_told, read_listing
+from training.listings import NORMAL, image_files, is_told, read_listing
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
@@ -56,11 +56,11 @@ OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streamin
 def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
     """Read DATA as rows with the columns image, label, group, site, path, and as text whatever else is known of them.
 
-    labels: the class names in the order wanted; by default normal first, then the others by name. label is a
-    ClassLabel, UNLABELLED where it is not known; path is relative to the folder or table, with #NUMBER for a frame of
-    a clip; group is the patient or clip, or the path itself where none is known; mask, where a folder with a table has
-    masks/ with the names of images/, is the file of an image's mask, or "". Images stay on disk until they are looked
-    at. Raises InputError when DATA cannot be taken as it is.
+    labels: the class names in the order wanted; by default in that of `normal_first`. label is a ClassLabel, UNLABELLED
+    where it is not known; path is relative to the folder or table, with #NUMBER for a frame of a clip; group is the
+    patient or clip, or the path itself where none is known; mask, where a folder with a table has masks/ with the names
+    of images/, is the file of an image's mask, or "". Images stay on disk until they are looked at. Raises InputError
+    when DATA cannot be taken as it is.
     """
     datasets.disable_progress_bars()
     place, options = _parse(str(source))
@@ -154,8 +154,8 @@ def all_synthetic(rows: Dataset) -> bool:
 
 
 def normal_first(names: Iterable[str]) -> list[str]:
-    """Class names in their usual order: normal first, then by name."""
-    return sorted(names, key=lambda name: (name.lower() != "normal", name))
+    """Class names in their usual order: normal first, then other words for it (NORMAL), then the others by name."""
+    return sorted(names, key=lambda name: (name.lower() != "normal", name.lower() not in NORMAL, name))
 
 
 def is_hub_id(source: str) -> bool:

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from training.fingerprint import LEVELS, SIDE, Fingerprints
+from training.listings import NORMAL
 
 TINY = 64  # pixels of the shorter side under which an image is too small
 FAR = 10  # robust deviations from the median at which an image is unlike the rest
@@ -29,7 +30,7 @@ LOOKS = ("mean", "deviation", "black", "white", "entropy", "colour", "edges")
 LEAST_SPREAD = (0.02, 0.02, 0.02, 0.005, 0.2, 0.01, 0.005)  # of LOOKS, where nearly all images are alike
 # Words in file names that speak for one of the two usual classes, whatever the folder calls them.
 WORDS = {
-    "normal": {"normal", "healthy", "regular", "reg", "negative"},
+    "normal": NORMAL,
     "sick": {"sick", "ill", "abnormal", "pneumonia", "pneu", "covid", "cov", "viral", "virus", "bacteria", "positive"},
 }
 

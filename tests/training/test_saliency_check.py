@@ -131,14 +131,28 @@ def test_one_image_and_the_frames_of_one_patient_prove_nothing(predictor, spots)
     assert not any(each[test]["passed"] for each in of_one for test in ("weights", "deletion", "insertion"))
 
 
-def test_of_several_classes_the_map_is_that_of_the_image_s_own(predictor, spots):
-    several = copy.deepcopy(predictor)
-    several.labels = ["normal", "sick", "other"]
-    head = several.model.classifier[1]
-    weight = torch.cat([head.weight, -head.weight[1:]])  # what speaks for sick speaks against other
-    several.model.classifier[1] = torch.nn.Linear(8, 3)
-    several.model.classifier[1].weight = torch.nn.Parameter(weight)
+@pytest.fixture
+def several(predictor):
+    """The same with a third class, against which speaks what speaks for sick."""
+    other = copy.deepcopy(predictor)
+    head = other.model.classifier[1]
+    other.model.classifier[1] = torch.nn.Linear(8, 3)
+    other.model.classifier[1].weight = torch.nn.Parameter(torch.cat([head.weight, -head.weight[1:]]))
+    other.labels = ["normal", "sick", "other"]
+    return other
+
+
+def test_of_several_classes_the_map_is_that_of_the_image_s_own(several, spots):
     place = check_saliency(several, spots, told_of(several, spots), "grad_cam")["place"]
+    assert place["pointing_game"] >= 0.95
+
+
+def test_the_map_of_a_first_class_that_is_not_normal_is_its_own(several, spots):
+    head = several.model.classifier[1]
+    head.weight = torch.nn.Parameter(head.weight[[1, 2, 0]])
+    several.labels = ["covid", "pneumonia", "regular"]
+    table = told_of(several, spots).replace({"sick": "covid", "normal": "regular"})
+    place = check_saliency(several, spots, table, "grad_cam")["place"]
     assert place["pointing_game"] >= 0.95
 
 

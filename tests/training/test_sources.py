@@ -21,7 +21,7 @@ from tests.dicom import write_dicom
 from tests.images import speckle, write_images, write_table
 from training import data
 from training.fingerprint import take_fingerprints
-from training.sources import UNLABELLED, load_data, unlisted_files
+from training.sources import UNLABELLED, load_data, normal_first, unlisted_files
 
 
 def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
@@ -31,6 +31,20 @@ def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
     assert list(rows["path"]) == ["COVID/1.png", "COVID/2.jfif", "Normal/1.png"]
     assert list(rows["label"]) == [1, 1, 0]
     assert rows[0]["image"].size == (9, 8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["healthy", "covid"],
+        ["regular", "covid", "pneumonia"],
+        ["negative", "flu", "positive"],
+        ["normal", "healthy", "covid"],
+        ["edema", "no finding"],
+    ],
+)
+def test_a_class_named_by_another_word_for_normal_is_not_the_positive_one(names):
+    assert normal_first(set(names)) == names
 
 
 def test_folders_inside_class_folders_are_groups_and_files_without_one_are_their_own(tmp_path):
