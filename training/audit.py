@@ -164,6 +164,7 @@ def _propose_groups(images: pd.DataFrame, name: str) -> str:
 
 def _describe(images: pd.DataFrame, groups: str) -> dict:
     labelled = images.assign(label=images["label"].replace("", "unlabelled"))
+    sites = images[images["site"] != ""].groupby("group")["site"].nunique()
     counts = pd.crosstab(labelled["site"].replace("", "not recorded"), labelled["label"])
     return {
         "images": len(images),
@@ -173,6 +174,7 @@ def _describe(images: pd.DataFrame, groups: str) -> dict:
         "largest_groups": {name: int(n) for name, n in images["group"].value_counts(sort=True)[:3].items()},
         "groups_are": groups,
         "groups_with_copies_joined": int(images["merged"].nunique()),
+        "groups_at_several_sites": sites.index[sites > 1].tolist(),
     }
 
 
@@ -281,6 +283,11 @@ def _warnings(report: dict) -> list[str]:
             lines.append(f"{name}: {data['groups']} groups are {data['groups_are']}, such as {shown}")
         elif data["groups_are"] != "given":
             lines.append(f"{name}: groups are {data['groups_are']}; frames of one patient may stand in several parts")
+        if several := data["groups_at_several_sites"]:
+            lines.append(
+                f"{name}: {len(several)} groups stand at more than one site; write the site into the group where these "
+                f"are other patients, {several[0]} for one"
+            )
     for name, confounds in report["confounds"].items():
         for found in confounds:
             if found["suspicious"]:

@@ -89,6 +89,7 @@ def _numbered(files: Mapping[str, Path]) -> dict[str, str]:
 def _without_examples(audit: dict, places: Mapping[str, str]) -> dict:
     for told in audit["data"].values():
         told |= {"largest_groups": {}, "groups_are": EXAMPLE.sub("", told["groups_are"]), "unlisted": []}
+        told |= {"groups_at_several_sites": []}
     for told in audit["labels"].values():
         told |= {"contradicting_names": [], "doubtful": []}
     for key in ("data", "confounds", "labels"):

@@ -186,6 +186,30 @@ def test_groups_of_clips_are_proposed_from_their_names_or_said_to_be_unknown(tmp
 
 
 @pytest.mark.parametrize(
+    ("name", "group", "examples"),
+    [
+        ("{site}{number}", "p{patient}", ["p0"]),
+        ("{site}_patient{patient}_{number}", "", ["patient0"]),
+        ("{number}", "{site}{patient}", []),
+    ],
+)
+def test_groups_that_stand_at_more_than_one_recorded_site_are_a_warning(tmp_path, name, group, examples):
+    rows = []
+    for number in range(24):
+        told = {"site": "AB"[number // 12], "patient": number % 12 // 2, "number": number}
+        Image.fromarray(speckle(number)).save(tmp_path / f"{name.format(**told)}.png")
+        site = "" if number == 23 else told["site"]
+        rows.append([f"{name.format(**told)}.png", ("normal", "sick")[number // 2 % 2], group.format(**told), site])
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "group", "site"], *rows)
+    warnings = audit.audit_data({"ward": load_data(tmp_path)}).report["warnings"]
+    assert [line for line in warnings if "more than one site" in line] == [
+        "ward: 6 groups stand at more than one site; write the site into the group where these are other patients, "
+        f"{example} for one"
+        for example in examples
+    ]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["HOME", "HOME"], "found a data set twice"),

@@ -34,7 +34,8 @@ def ward(small_base, tmp_path_factory):
     save(folder / "away", *away, "Doe_unlisted.png", first=100)
     shutil.copy(folder / "home" / "normal" / "Doe_John0_frame1.png", folder / "away" / away[0])
     rows = [[name, ("normal", "sick")[number % 2], f"Doe_Jane{(number + 3) // 4}"] for number, name in enumerate(away)]
-    write_table(folder / "away" / "metadata.csv", ["file_name", "label", "group"], *rows)
+    rows = [[*row, f"site {number // 6}"] for number, row in enumerate(rows)]
+    write_table(folder / "away" / "metadata.csv", ["file_name", "label", "group", "site"], *rows)
     save(folder / "more", "normal/Doe_Both/1.png", "sick/Doe_Both/2.png", first=200)
     near = folder.name  # as relative paths are given
     recipe = {"data": folder / "home", "external": f"{near}/away", "also": f"{near}/more", "output_dir": folder / "m"}
@@ -91,6 +92,7 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
     assert audit["warnings"] == [
         "DATA: 16 groups are proposed from file names (clip_frame)",
         "EXTERNAL: 1 image files are not in its metadata.csv and are left out",
+        "EXTERNAL: 1 groups stand at more than one site; write the site into the group where these are other patients",
         "ALSO: groups are given; 1 folders of two classes have one name, and are taken for two patients; frames of one "
         "patient may stand in several parts",
         "EXTERNAL: 1 file names contradict their labels",
