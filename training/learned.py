@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers.utils import cached_file
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from transformers import PreTrainedConfig
 
+from space.errors import InputError
+from training.hub import plainly
 from training.outputs import read_again, read_split
 from training.split import PARTS
 
@@ -24,12 +28,21 @@ COLUMNS = ["path", "label", "group", "site", "pixels"]
 def learned_by(base: str) -> pd.DataFrame:
     """What a base, as in model_name_or_path, has learned from: COLUMNS of its images, which are as `also` in split.csv.
 
-    Empty unless it is a model folder, here or on the Hub. Raises InputError when its split.csv is no such table.
+    Empty unless it is a model folder, here or on the Hub. Raises InputError when its split.csv is no such table, or
+    cannot be fetched though its config.json is one that train has written.
     """
-    files = [] if base.startswith("scratch:") else [_fetch(base, name) for name in ("recipe.yaml", "split.csv")]
+    try:
+        files = [] if base.startswith("scratch:") else [_fetch(base, name) for name in ("split.csv", "recipe.yaml")]
+    except InputError as error:
+        if "calibration" in PreTrainedConfig.get_config_dict(base)[0]:
+            raise InputError(
+                f"{error}; without it nobody knows which images it has learned from (hf download {base} fetches "
+                "all of it, where the Hub answers)"
+            ) from None
+        files = []
     if not files or None in files:
         return pd.DataFrame(columns=[*COLUMNS, "split"], dtype=str)
-    table = read_split(Path(files[-1]).parent)
+    table = read_split(Path(files[0]).parent)
     return table[table["split"].isin(LEARNED)].assign(split=ALSO)
 
 
@@ -38,14 +51,23 @@ def has_seen_nobody(base: str) -> bool:
     here or on the Hub, whose eval/training.json says so."""
     if base.startswith("scratch:"):
         return True
-    file = _fetch(base, "eval/training.json")
+    try:
+        file = _fetch(base, "eval/training.json")
+    except InputError:
+        return False
     return file is not None and read_again(Path(file)).get("synthetic") is True
 
 
 def _fetch(base: str, name: str) -> str | None:
-    """The path of a file of a folder, or of a repository on the Hub; None where it cannot be had."""
-    without = {f"_raise_exceptions_for_{why}": False for why in ("missing_entries", "connection_errors", "gated_repo")}
-    return cached_file(base, name, **without)
+    """The path of a file of a folder, or of a repository on the Hub; None where it has none. Raises InputError where
+    that cannot be told."""
+    if (folder := Path(base)).is_dir():
+        return str(folder / name) if (folder / name).is_file() else None
+    with plainly(f"{base}: {name}"):
+        try:
+            return hf_hub_download(base, name)
+        except RemoteEntryNotFoundError:
+            return None
 
 
 def seen_before(learned: pd.DataFrame, base: str, parts: Mapping[str, Dataset]) -> list[str]:

@@ -1,13 +1,17 @@
 """What a model has learned from: kept along when it becomes a base, wherever that lies."""
 
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from space.errors import InputError
+from tests.hub import Fault
 from training import measure
-from training.learned import COLUMNS, learned_by, seen_before, split_table
+from training.learned import COLUMNS, has_seen_nobody, learned_by, seen_before, split_table
 
 BASE = pd.DataFrame([["theirs.png", "covid", "P1", "C", "aa"], ["again.png", "sick", "P2", "C", "bb"]], columns=COLUMNS)
 
@@ -39,6 +43,45 @@ def test_a_base_on_the_hub_does_too_and_what_is_no_model_folder_passes_on_nothin
     count, *others = map(int, client.read(code.format(bases)).split())
     assert count > 2
     assert others == [0] * 4
+
+
+@pytest.fixture
+def cached(small_model):
+    """The snapshot of clinic/cached in the Hub's cache: what predict fetches of the small model."""
+    repository = Path(os.environ["HF_HOME"], "hub", "models--clinic--cached")
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c" * 40)
+    folder = repository / "snapshots" / ("c" * 40)
+    folder.mkdir(parents=True)
+    for file in (*small_model.glob("*.json"), *small_model.glob("*.safetensors")):
+        shutil.copy(file, folder)
+    yield folder
+    shutil.rmtree(repository)
+
+
+def test_a_base_in_the_cache_without_its_table_is_refused_when_train_has_made_it(cached):
+    with pytest.raises(InputError, match="clinic/cached: split.csv: .* nobody knows which images"):
+        learned_by("clinic/cached")
+    assert not has_seen_nobody("clinic/cached")
+    config = json.loads((cached / "config.json").read_text())
+    del config["calibration"]
+    (cached / "config.json").write_text(json.dumps(config))
+    assert learned_by("clinic/cached").empty
+
+
+@pytest.mark.xdist_group("hub")
+def test_a_base_whose_table_the_hub_keeps_back_is_refused(hub, client, learned):
+    hub.add("model", "clinic/kept", learned)
+    hub.faults = [Fault("split.csv", 403, times=9)]
+    code = """
+from space.errors import InputError
+from training.learned import learned_by
+try:
+    print(len(learned_by("clinic/kept")))
+except InputError as error:
+    print(error)
+"""
+    assert "clinic/kept: split.csv: the token may not do this" in client.read(code)
 
 
 @pytest.mark.xdist_group("hub")
