@@ -158,7 +158,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--sites", nargs="+", help="only images of these sites")
     parser.add_argument("--prevalence", type=float, help="of the positive class, for ppv and npv; by default its share")
-    parser.add_argument("--against", metavar="OTHER", type=Path, help="a model folder to compare with on these images")
+    parser.add_argument(
+        "--against",
+        metavar="OTHER",
+        type=Path,
+        help="a model folder, or user/name on the Hub, to compare with on these images",
+    )
     parser.add_argument(
         "--folds",
         metavar="OTHER",

@@ -19,7 +19,7 @@ from space.predictor import LEAST, Predictor
 from training import plots
 from training.calibration import Calibration
 from training.compare import compare
-from training.learned import LEARNED
+from training.learned import LEARNED, learned_by
 from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.outputs import labels_of, new_file, read_split
 from training.saliency_check import check_saliency
@@ -47,12 +47,13 @@ def measure(
     """Evaluate a model folder on labelled rows with the column pixels.
 
     prevalence: of the positive class, for ppv and npv. method: of saliency, by default the network's best. against:
-    another model folder, for the differences. folds: further folders of the same recipe with the rows that are theirs
-    to judge; the figures are those of all rows together. Writes eval/NAME.json, eval/NAME.csv and eval/NAME_*.png
-    into the folder and returns what the JSON holds.
+    another model folder, or one on the Hub, for the differences. folds: further folders of the same recipe with the
+    rows that are theirs to judge; the figures are those of all rows together. Writes eval/NAME.json, eval/NAME.csv and
+    eval/NAME_*.png into the folder and returns what the JSON holds.
     """
     predictor = Predictor(folder)
     rival = Predictor(against) if against else None
+    learned = learned_by(str(against)) if against else None  # before all is predicted, for the Hub may refuse
     known = [(other, labels_of(other)) for other, _ in folds] + ([(against, rival.labels)] if rival else [])
     for other, found in known:
         if found != predictor.labels:
@@ -79,9 +80,7 @@ def measure(
         result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
     if rival:
         told = _against(table, pd.concat([predict_rows(rival, part) for part in parts], ignore_index=True), result)
-        seen = 0
-        if (against / "split.csv").is_file():
-            seen = sum(int(_listed(against, part, *LEARNED).sum()) for part in parts)
+        seen = sum(int(np.isin(np.asarray(part["pixels"]), learned["pixels"]).sum()) for part in parts)
         result["against"] = {"model": against.name, "seen_in_training": seen} | told
     method = method or predictor.methods[0]
     result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)

@@ -230,6 +230,17 @@ def test_folds_together_judge_every_image_once(model, other, small_phantom, caps
     assert f"other was trained on {seen} of these {len(table)} images" in capsys.readouterr().out
 
 
+@pytest.mark.xdist_group("hub")
+def test_what_a_model_of_the_hub_was_trained_on_flatters_it_as_it_does_a_folder(hub, client, model, small_phantom):
+    hub.add("model", "clinic/rival", model)
+    words = ["--data", small_phantom, "--name", "rival", "--split", "train", "--against", "clinic/rival"]
+    told = client.run("evaluate", model, *words)
+    assert told.code == 0, told.err
+    result = json.loads((model / "eval" / "rival.json").read_text())
+    assert result["against"]["seen_in_training"] == result["n"]
+    assert f"rival was trained on {result['n']} of these {result['n']} images" in told.out
+
+
 def test_folds_of_other_classes_or_without_a_split_are_refused(model, other, small_phantom):
     config = json.loads((other / "config.json").read_text())
     turned = config | {"id2label": {"0": "sick", "1": "normal"}, "label2id": {"sick": 0, "normal": 1}}
