@@ -35,7 +35,8 @@ from space.runtimes import Network, exported_name, load_runtime
 from space.saliency import last_stage
 from training.card import write_card
 from training.cli import Parser, run
-from training.evaluate import select_rows
+from training.evaluate import require_own, select_rows
+from training.fingerprint import take_fingerprints
 from training.hub import model_folder
 from training.outputs import new_file, read_again, require_model_folder, writing
 from training.settle import fit_abstention, look_at
@@ -50,15 +51,18 @@ NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "on
 def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
     """Write the exported network and eval/export_NAME.json into a model folder, the card anew, and return the report.
 
-    data: what the model was trained with. Raises InputError, and writes nothing, when a package is missing, or when the
-    validation part shows that the exported network is not as good: in float32 a probability may differ by
-    MOST_DIFFERENCE, in int8 the AUC may fall by MOST_LOSS.
+    data: what the model was trained with. Raises InputError, and writes nothing, when a package is missing, when data
+    has other images under the same names, or when the validation part shows that the exported network is not as good:
+    in float32 a probability may differ by MOST_DIFFERENCE, in int8 the AUC may fall by MOST_LOSS.
     """
     if missing := [name for name in NEEDS[runtime] if importlib.util.find_spec(name) is None]:
         raise InputError(f"--format {runtime} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     predictor = Predictor(folder, bulk=True)
     rows = load_data(data, predictor.labels)
     train, validation = (select_rows(rows, folder, part, None) for part in ("train", "validation"))
+    for part in (train, validation):
+        pixels = take_fingerprints(part).facts["pixels"].tolist()
+        require_own(folder, part.select_columns(["path"]).add_column("pixels", pixels))
     precision = "int8" if int8 else "float32"
     with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
         work = Path(scratch)

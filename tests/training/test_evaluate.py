@@ -12,7 +12,7 @@ from PIL import Image
 
 from space.errors import InputError
 from tests.images import speckle, write_table
-from training import average, evaluate
+from training import average, evaluate, export
 from training.evaluate import select_rows, with_pixels
 from training.sources import load_data
 
@@ -159,7 +159,7 @@ def test_bad_arguments_are_refused(model, small_phantom, arguments, message):
         evaluate.main([str(model), "--data", str(small_phantom), *arguments])
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "average"])
+@pytest.mark.parametrize("verb", ["evaluate", "average", "export"])
 def test_other_images_of_the_same_names_are_no_part_of_the_split(model, other, small_phantom, tmp_path, verb):
     data = tmp_path / "data"
     shutil.copytree(small_phantom, data, ignore=shutil.ignore_patterns("masks"))
@@ -168,9 +168,12 @@ def test_other_images_of_the_same_names_are_no_part_of_the_split(model, other, s
     with pytest.raises(InputError, match="found other images under the names of its split.csv, images/"):
         if verb == "evaluate":
             evaluate.main([str(model), "--data", str(data), "--split", "test", "--name", "x"])
-        else:
+        elif verb == "average":
             average.main([str(model), str(other), "--data", str(data), "--output", str(tmp_path / "mean")])
+        else:
+            export.main([str(model), "--data", str(data), "--format", "onnx"])
     assert not (tmp_path / "mean").exists()
+    assert not (model / "model.onnx").exists()
     assert not (model / "eval" / "x.json").exists()
 
 
