@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from datasets import concatenate_datasets
 from scipy.special import log_softmax
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from space.abstention import Abstention
 from space.errors import InputError
@@ -60,7 +60,8 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
         require_own(folder, part)
     rows = concatenate_datasets(parts)
     logits = np.concatenate([look_at(each, part)[0] for each, part in zip(predictors, parts, strict=True)])
-    mean = AveragedModel(predictor.model, use_buffers=True)
+    # Without avg_fn, torch goes another way on a GPU, by which the counts of batch norm have no mean.
+    mean = AveragedModel(predictor.model, avg_fn=get_swa_avg_fn(), use_buffers=True)
     for each in predictors:
         mean.update_parameters(each.model)
     predictor.model.load_state_dict(mean.module.state_dict())
