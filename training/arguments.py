@@ -210,6 +210,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.bf16 = bool(self.bf16)
         workers, self.dataloader_num_workers = self.dataloader_num_workers, self.dataloader_num_workers or 0
+        self.as_given = {"report_to": self.report_to, "fsdp": self.fsdp}  # which become what a recipe cannot say
         super().__post_init__()
         if workers is None:
             self.dataloader_num_workers = best_workers(self.device.type, self.local_world_size)
@@ -274,7 +275,7 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
         raise InputError(f"{file}: {reason}") from None
     _require_ranges(data_args, model_args, training_args)
     require_processes(training_args.world_size, training_args.local_world_size, training_args.use_cpu)
-    used = training_args.to_dict()
+    used = training_args.to_dict() | training_args.as_given
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
     del in_force["overwrite"]  # says nothing of the model
     in_force |= {key: used[key] for key in [*given, "output_dir"] if key in used}

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import yaml
 
 from space.errors import InputError
 from tests.conftest import RECIPES
@@ -26,10 +27,10 @@ def test_the_command_line_wins_over_the_file(recipe):
     assert in_force["data"] == "here"
 
 
-def test_the_recipe_in_force_read_again_is_the_same(tmp_path, recipe):
-    import yaml
-
-    first = read_recipe([str(RECIPES / "study.yaml"), "--data", "here"])
+@pytest.mark.parametrize("given", [[], ["--report_to", "none"], ["--report_to", "all"], ["--fsdp", "full_shard"]])
+def test_the_recipe_in_force_read_again_is_the_same(recipe, monkeypatch, given):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # as fsdp sets it, for all that follows
+    first = read_recipe([str(RECIPES / "study.yaml"), "--data", "here", *given])
     again = read_recipe([recipe(yaml.safe_dump(first[3]))])
     assert again == first
 
