@@ -27,6 +27,7 @@ from space.errors import InputError
 from space.predictor import Predictor
 from training.calibration import Calibration
 from training.card import write_card
+from training.checkpoints import PLACES
 from training.cli import Parser, run
 from training.evaluate import report, require_own, rows_of_folds, select_rows, with_pixels
 from training.groups import with_groups
@@ -36,10 +37,16 @@ from training.outputs import new_folder, read_again, read_split, refuse_existing
 from training.report import write_report
 from training.settle import decide, evenly, look_at, save
 from training.sources import load_data
+from training.train import COMPUTED, PICKED
 
 NAME = "folds"  # of the evaluation
 MOST_LOSS = 1.1  # of the mean on images it was trained on, for 1 of the networks on others
-OWN = ("fold", "test_site", "seed", "output_dir")  # what may differ between the recipes
+OWN = {  # what may differ between the recipes
+    *("fold", "test_site", "seed", "run_name", "project", "disable_tqdm", "logging_strategy", "logging_first_step"),
+    *(PLACES - {"data", "external", "also"}),
+    *COMPUTED,
+    *PICKED,
+}
 NEEDED = ("recipe.yaml", "split.csv", "model.safetensors", "eval/training.json")
 TAKEN = ("config.json", "preprocessor_config.json", "recipe.yaml", "*.py", "eval/audit.json")
 

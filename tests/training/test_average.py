@@ -51,10 +51,11 @@ def know(folder, rows) -> None:
 
 @pytest.fixture
 def folds(small_model, tmp_path):
-    """Two folders of one recipe with the same weights and other test parts."""
+    """Two folders of one recipe with the same weights and other test parts, named apart and computed in other ways."""
     one, two = (shutil.copytree(small_model, tmp_path / name) for name in ("fold-0", "fold-1"))
     change_split(two, {"test": "train", "validation": "test", "train": "validation"})
     change_recipe(two, fold=1, output_dir=str(two), seed=7)
+    change_recipe(two, run_name="two", hub_model_id="user/two", bf16=True, dataloader_num_workers=3)
     return one, two
 
 
