@@ -62,13 +62,20 @@ PICKED = ("bf16", "fp16", "dataloader_num_workers")  # keys that are picked wher
 EVALUATED = ("test", "external")  # the parts that a finished model is measured on
 
 
-def train(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments, recipe: dict) -> Path:
+def train(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    recipe: dict,
+    give_up: bool = False,
+) -> Path:
     """Make the model folder training_args.output_dir and return its path.
 
-    It is made in a hidden folder beside it, which holds the checkpoints that a second run goes on from. Raises
-    InputError on unfit data, an unknown base, or when the folder exists, unless it is a model folder that may be
-    overwritten.
+    It is made in a hidden folder beside it, which holds the checkpoints that a second run goes on from. give_up: those
+    of another run may go, also where no model folder may be overwritten. Raises InputError on unfit data, an unknown
+    base, or when the folder exists, unless it is a model folder that may be overwritten.
     """
+    give_up = give_up or model_args.overwrite
     final = place_of(Path(training_args.output_dir))
     replace = "replace it, if it is a model folder, with --overwrite true"
     _require_place(final, model_args.overwrite, f"choose another --output_dir, or {replace}")
@@ -87,7 +94,7 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         fitted["train"] = _together(data.parts["train"], _of_site(data.parts["also"], data_args.also))
     base = model_args
     if model_args.pretrain != "none":
-        base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(recipe, training_args, say)))
+        base = dataclasses.replace(model_args, model_name_or_path=str(_pretrain(recipe, training_args, give_up, say)))
     learned = learned_by(base.model_name_or_path)
     if seen := seen_before(learned, base.model_name_or_path, data.parts):
         _own_up(seen, data, data_args.strict, say)
@@ -103,8 +110,8 @@ def train(data_args: DataArguments, model_args: ModelArguments, training_args: T
         with main_process_first():
             if training_args.process_index == 0:
                 with writing(final):
-                    held.enter_context(unfinished(work, run, model_args.overwrite))
-                fetch_start(work, training_args, saves, model_args.overwrite, from_hub)
+                    held.enter_context(unfinished(work, run, give_up))
+                fetch_start(work, training_args, saves, give_up, from_hub)
         os.environ["TENSORBOARD_LOGGING_DIR"] = LOGS or str(final.parent / "runs" / final.name)  # stays when work goes
         callbacks = [saves] if saves else []
         trainer = make_trainer(model, processor, fitted, data_args.balance, model_args, training_args, callbacks)
@@ -205,8 +212,11 @@ def _together(one: Dataset, other: Dataset) -> Dataset:
     return concatenate_datasets([one.select_columns(shared), other.select_columns(shared)])
 
 
-def _pretrain(recipe: dict, args: TrainingArguments, say: Callable) -> Path:
-    """The folder of the model that the recipe's `pretrain` makes of its base, made now where it is not there."""
+def _pretrain(recipe: dict, args: TrainingArguments, give_up: bool, say: Callable) -> Path:
+    """The folder of the model that the recipe's `pretrain` makes of its base, made now where it is not there.
+
+    give_up: a stopped run of another model in its place may go; a model folder may not.
+    """
     file = Path(recipe["pretrain"]) if Path(recipe["pretrain"]).is_file() else RECIPES / recipe["pretrain"]
     base = recipe["model_name_or_path"]
     given = [f"--{key}={recipe[key]}" for key in COMPUTED if key in recipe]
@@ -218,7 +228,7 @@ def _pretrain(recipe: dict, args: TrainingArguments, say: Callable) -> Path:
                 held.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
         if not from_main_process(folder.exists):
             say(f"first {folder}, by {file}\n")
-            train(*parsed, first)
+            train(*parsed, first, give_up)
             say("\nnow the model itself")
     again = "move it away, and it is made anew"
     if _recipe_of(folder, args) != {key: value for key, value in first.items() if key not in COMPUTED}:

@@ -35,7 +35,7 @@ def unfinished(work: Path, run: dict, overwrite: bool) -> Iterator[None]:
         except OSError as error:
             if error.errno in (EACCES, EAGAIN):  # others: a file system that knows no locks
                 raise InputError(
-                    f"{work}: a run is under way there; wait for its end, or choose another --output_dir"
+                    f"{work}: a run is under way there; wait for its end, or choose another output_dir"
                 ) from None
         _clear(work, run, overwrite)
         yield
@@ -48,12 +48,12 @@ def _clear(work: Path, run: dict, overwrite: bool) -> None:
     if differs and before and not overwrite:
         raise InputError(
             f"{work}: a stopped run is there with {differs}; "
-            "go on with that recipe, choose another --output_dir, or give it up with --overwrite true"
+            "go on with that recipe, choose another output_dir, or give it up with --overwrite true"
         )
     if differs and not overwrite and (checkpoint := last_checkpoint(work / "checkpoints")):
         raise InputError(
             f"{work}: {Path(checkpoint).name} of a stopped run is there, but no {RUN} that can be read; "
-            "choose another --output_dir, or give it up with --overwrite true"
+            "choose another output_dir, or give it up with --overwrite true"
         )
     if differs:
         for path in work.iterdir():

@@ -354,7 +354,10 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_home)]
     command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "m")]
-    train.main([*command, "--model_name_or_path", str(small_model), "--learning_rate", "0", "--weight_decay", "0"])
+    (tmp_path / ".first.unfinished").mkdir()
+    (tmp_path / ".first.unfinished" / "run.yaml").write_text("model_name_or_path: another\n")
+    still = ["--learning_rate", "0", "--weight_decay", "0"]
+    train.main([*command, "--model_name_or_path", str(small_model), *still, "--overwrite", "true"])
     given, taken = weights(tmp_path / "first"), weights(tmp_path / "m")
     assert all(torch.equal(given[name], taken[name]) for name in given if name.endswith("convolution.weight"))
     told = capfd.readouterr().out
@@ -364,7 +367,7 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
 
     def pretrained(base):
         *_, args, recipe = read_recipe([*command, "--model_name_or_path", str(base)])
-        return train._pretrain(recipe, args, print)
+        return train._pretrain(recipe, args, True, print)
 
     older = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
     del older["keep_start"]  # of a version that had no such key
@@ -418,8 +421,13 @@ def test_a_base_is_first_trained_as_the_command_says_and_is_the_same_however_it_
     def pretrained(*settings):
         command = [PHANTOM, "--pretrain", str(tmp_path / "first.yaml"), "--model_name_or_path", str(small_base)]
         *_, args, recipe = read_recipe([*command, *settings])
-        return train._pretrain(recipe, args, print)
+        return train._pretrain(recipe, args, False, print)
 
+    (tmp_path / ".first.unfinished").mkdir()
+    (tmp_path / ".first.unfinished" / "run.yaml").write_text("model_name_or_path: another\n")
+    with pytest.raises(InputError, match="first.unfinished: a stopped run is there with .* --overwrite true"):
+        pretrained()
+    shutil.rmtree(tmp_path / ".first.unfinished")
     mode = json.loads((pretrained("--bf16", "true") / "eval" / "training.json").read_text())["mode"]
     assert mode.startswith("bf16 (as asked for), ")
     made = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
@@ -440,7 +448,7 @@ def test_folds_side_by_side_train_their_base_once(small_home, small_base, tmp_pa
     def start():
         command = [PHANTOM, "--pretrain", str(tmp_path / "first.yaml"), "--model_name_or_path", str(small_base)]
         *_, args, recipe = read_recipe(command)
-        train._pretrain(recipe, args, print)
+        train._pretrain(recipe, args, False, print)
 
     folds = [multiprocessing.get_context("fork").Process(target=start) for _ in range(2)]
     for fold in folds:
