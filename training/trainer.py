@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -119,6 +120,7 @@ class ClassifierTrainer(Trainer):
     def _get_dataloader(self, *args, **settings) -> DataLoader:
         loader = super()._get_dataloader(*args, **settings)
         loader.base_dataloader.generator = torch.Generator()  # what it draws is no chance of the fit; see pass_seed
+        loader.base_dataloader.worker_init_fn = partial(_begin_worker, then=loader.base_dataloader.worker_init_fn)
         return loader
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
@@ -229,6 +231,13 @@ class ClassifierTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # so that trainer_state.json comes last, after every process's state
+
+
+def _begin_worker(number: int, then: Callable[[int], None] | None) -> None:
+    """Ctrl-C is for the main process, which needs its workers until a checkpoint is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if then:
+        then(number)
 
 
 def _require_number(name: str, loss: float, step: int, rate: float) -> None:

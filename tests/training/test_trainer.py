@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import resource
+import signal
 
 import pytest
 import torch
@@ -91,6 +94,25 @@ def stop_in(trainer, step) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.state.global_step == step
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_workers_that_inherit_no_handler_decode_on_after_ctrl_c(parts, small_base, tmp_path, part):
+    """As spawned ones do not, and a terminal sends it to them too."""
+    few = {part: parts[part].select(range(16)) for part in ("train", "validation")}
+    trainer, _ = make(
+        few, small_base, tmp_path, per_device_train_batch_size=2, per_device_eval_batch_size=2, dataloader_num_workers=1
+    )
+    others = multiprocessing.active_children()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a worker has that is no fork
+    try:
+        batches = iter(getattr(trainer, f"get_{part}_dataloader")())
+        next(batches)  # so it has begun
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 7
 
 
 @pytest.mark.parametrize("step", [2, 3], ids=["after an epoch", "within an epoch"])
