@@ -162,7 +162,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "train on the processor even if there is a GPU"},
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "several processes: search each step"}
+        default=False, metadata={"help": "several processes: search each step; also done where it is needed"}
     )
     bf16: bool | None = field(
         default=None, metadata={"help": "train in bf16; by default where the machine is fast at it"}

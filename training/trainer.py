@@ -282,8 +282,8 @@ def make_trainer(
         args.bf16 = args.fp16 = False  # which would only slow down and blur so small a network
         args.mixed_precision = "no"  # as it follows from them, but was told before
         args.per_device_eval_batch_size = max(args.per_device_eval_batch_size, PIECE)
-    elif model_args.head == "mlp":
-        args.ddp_find_unused_parameters = True  # the pooler of ViT and the last norm of ConvNeXT, which it passes over
+    elif args.world_size > 1 and not args.ddp_find_unused_parameters:
+        args.ddp_find_unused_parameters = _has_unused(model, model_args.image_size)
     classes = parts["train"].features["label"].num_classes
     labels = np.asarray(parts["train"]["label"])
     return ClassifierTrainer(
@@ -297,6 +297,16 @@ def make_trainer(
         processing_class=processor,
         callbacks=list(callbacks),
     )
+
+
+def _has_unused(model: PreTrainedModel, size: int) -> bool:
+    """Whether weights that are trained have no part in the logits, such as the mask token of DINOv2.
+
+    Nothing is drawn by chance, and no gradient or statistic of batch norm is left behind.
+    """
+    logits = model.eval()(pixel_values=torch.zeros(1, 3, size, size)).logits
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return any(grad is None for grad in torch.autograd.grad(logits.sum(), trained, allow_unused=True))
 
 
 def epoch_metrics(weights: torch.Tensor):

@@ -5,11 +5,12 @@ import signal
 
 import pytest
 import torch
-from transformers import TrainerState
+from transformers import CLIPConfig, Dinov2Config, TrainerState
 
 from space.errors import InputError
 from tests.fits import distance, fit, make, save_base
 from tests.training.test_model import FAMILIES
+from training.arguments import TrainingArguments
 from training.callbacks import epochs
 from training.unfinished import last_checkpoint
 
@@ -209,14 +210,26 @@ def test_settings_that_cannot_be_had_are_one_line(parts, small_base, tmp_path, s
     assert "\n" not in str(no.value)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_several_processes_wait_for_no_gradient_that_never_comes(parts, tmp_path, family, head):
-    base = save_base(tmp_path / "base", FAMILIES[family])
+SMALL_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+CASES = [(FAMILIES[family], head) for family in FAMILIES for head in ("linear", "mlp")]
+CASES += [(Dinov2Config(**SMALL_VIT, hidden_dropout_prob=0.5), head) for head in ("linear", "mlp")]
+CASES += [(CLIPConfig(vision_config=SMALL_VIT | {"intermediate_size": 64}), "linear")]
+
+
+@pytest.mark.parametrize(("config", "head"), CASES, ids=[f"{config.model_type}-{head}" for config, head in CASES])
+def test_several_processes_wait_for_no_gradient_that_never_comes(parts, tmp_path, monkeypatch, config, head):
+    """And looking for these changes neither the weights nor what the fit will draw."""
+    base = save_base(tmp_path / "base", config)
+    _, alone = make(parts, base, tmp_path, size=64, head=head)
+    chances = torch.get_rng_state()
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
     trainer, model = make(parts, base, tmp_path, size=64, head=head)
+    assert torch.equal(chances, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert distance(alone.state_dict(), model.state_dict()) == 0
     model.train()(pixel_values=torch.randn(2, 3, 64, 64)).logits.sum().backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert not unused or trainer.accelerator.ddp_handler.find_unused_parameters
+    assert trainer.accelerator.ddp_handler.find_unused_parameters == bool(unused)
 
 
 def test_a_full_disk_is_one_line_and_the_fit_goes_on_once_there_is_room(parts, small_base, tmp_path):
