@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from safetensors import SafetensorError
 from scipy.special import log_softmax, softmax
@@ -276,6 +277,11 @@ def make_trainer(
         args.views = 1
     mixed = args.mixup or args.cutmix or args.amplitude_mix
     if model_args.freeze == "all" and args.cache_features and args.views and not mixed:
+        if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise InputError(
+                "freeze: found all with weights spread over processes, expected a fit of more than the head there; "
+                "launch this one with multi_gpu.yaml"
+            )
         train = extract(model, parts["train"], train, args, args.views)
         validation = extract(model, parts["validation"], validation, args, 1)
         model = HeadOnly(model)

@@ -203,11 +203,22 @@ def test_weights_that_are_no_numbers_after_the_last_step_stop_too(parts, small_b
         ({"adam_beta1": 2.0}, "optim adamw_torch.*: Invalid beta parameter"),
     ],
 )
-def test_settings_that_cannot_be_had_are_one_line(parts, small_base, tmp_path, settings, message):
+def test_settings_that_cannot_be_had_are_one_line(parts, small_base, tmp_path, monkeypatch, settings, message):
     """As when the schedule of a recipe is changed, and its own settings stay."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # which fsdp sets, and leaves to the tests after it
     with pytest.raises(InputError, match=message) as no:
         fit(parts, small_base, tmp_path, **settings)
     assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("by", ["launcher", "recipe"])
+def test_a_head_alone_is_not_spread_over_processes(parts, small_base, tmp_path, monkeypatch, by):
+    """As with fsdp.yaml, before the base is run over all images."""
+    if by == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    settings = {"fsdp": "full_shard"} if by == "recipe" else {}
+    with pytest.raises(InputError, match="^freeze: found all with weights spread over processes, .*multi_gpu.yaml$"):
+        make(parts, small_base, tmp_path, freeze="all", **settings)
 
 
 SMALL_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
