@@ -189,9 +189,9 @@ def _compare(predictor: Predictor, rows: Dataset, train: Dataset, work: Path, ru
 
     What is not float32 moves the stage features, and so gets an abstention of its own, in `work`.
     """
-    positive = np.asarray(rows["label"]) == len(predictor.labels) - 1
+    truth = np.asarray(rows["label"])
     before = _answers(predictor, rows)
-    told = {"images": len(rows), "roc_auc": _roc_auc(positive, before), "modes": {}}
+    told = {"images": len(rows), "roc_auc": _roc_auc(truth, before), "modes": {}}
     for mode in (precision, "bf16") if (runtime, precision) == ("openvino", "float32") else (precision,):
         exported = copy.copy(predictor)
         exported.run = load_runtime(runtime, mode, work, None, bulk=True)
@@ -205,7 +205,7 @@ def _compare(predictor: Predictor, rows: Dataset, train: Dataset, work: Path, ru
         told["modes"][mode] = {
             "max_difference": float(np.abs(one - other).max()),
             "other_decisions": int((predictor.decide(one) != predictor.decide(other)).sum()),
-            "roc_auc": _roc_auc(positive, after),
+            "roc_auc": _roc_auc(truth, after),
             "other_abstentions": int(((distances[0] > 1) != (distances[1] > 1)).sum()),
         }
     return told
@@ -221,10 +221,15 @@ def _answers(predictor: Predictor, rows: Dataset) -> list[Answer]:
     return answers
 
 
-def _roc_auc(positive: np.ndarray, answers: list[Answer]) -> float | None:
-    if positive.all() or not positive.any():
-        return None
-    return float(roc_auc_score(positive, [answer.probabilities[-1] for answer in answers]))
+def _roc_auc(truth: np.ndarray, answers: list[Answer]) -> float | None:
+    """As evaluations have it: of more than two classes the mean of each against the rest; None where one is missing."""
+    probabilities = np.stack([answer.probabilities for answer in answers])
+    aucs = []
+    for label in range(probabilities.shape[1]):
+        if not 0 < (truth == label).sum() < len(truth):
+            return None
+        aucs.append(roc_auc_score(truth == label, probabilities[:, label]))
+    return float(aucs[1] if len(aucs) == 2 else np.mean(aucs))
 
 
 def _require_as_good(told: dict) -> None:
