@@ -27,7 +27,7 @@ def classification_tables(result: dict) -> str:
     labels, confusion = result["labels"], np.array(result["confusion_matrix"])
     truth, decided = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
     by_class = classification_report(
-        truth, decided, labels=range(len(labels)), target_names=labels, digits=3, zero_division=0
+        truth, decided, labels=range(len(labels)), target_names=labels, digits=3, zero_division=np.nan
     )
     matrix = pd.DataFrame(
         confusion, index=[f"true {label}" for label in labels], columns=[f"called {label}" for label in labels]

@@ -147,6 +147,9 @@ def test_images_of_one_class_give_what_can_be_given():
     for name in ("roc_auc", "balanced_accuracy", "sensitivity"):
         assert result[name] is None
         assert result["ci95"][name] is None
+    assert result["f1"]["normal"] > 0.5
+    assert result["f1"]["sick"] is result["f1"]["macro"] is None
+    assert re.search(r"^ *sick +0.000 +nan ", classification_tables(result), re.MULTILINE)  # its recall is not 0
 
 
 def test_intervals_over_groups_hold_the_truth_95_times_of_100_and_those_over_images_do_not():

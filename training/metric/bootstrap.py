@@ -58,7 +58,7 @@ def of_confusion(confusion, prevalence=None):
     with np.errstate(divide="ignore", invalid="ignore"):
         sensitivity = hits / rows
         specificity = 1 - (columns - hits) / (n[:, None] - rows)
-        precision, f1 = hits / columns, 2 * hits / (rows + columns)
+        precision, f1 = hits / columns, np.where(rows > 0, 2 * hits / (rows + columns), np.nan)
         share = rows[:, -1] / n if prevalence is None else prevalence
         covariance = hits.sum(axis=1) * n - (rows * columns).sum(axis=1)
         spread = (n**2 - (rows**2).sum(axis=1)) * (n**2 - (columns**2).sum(axis=1))
