@@ -59,21 +59,21 @@ def predict(
     overlays: the folder for a picture of each image by `method`, named by its file and by the number of its row: that
     of the first is `first`, that of the next is greater by `step`.
     """
-    under_way: dict[int, Input] = {}
+    under_way: dict[int, tuple[str, str]] = {}  # paths and groups; of an archive, what is to be read may be large
 
     def sources():
         for number, given in enumerate(inputs):
-            under_way[number] = given
+            under_way[number] = given.path, given.group
             yield given.source
 
     def show(number: int, image, answer) -> None:
-        with new_file(overlays / _overlay_name(first + number * step, under_way[number].path)) as file:
+        with new_file(overlays / _overlay_name(first + number * step, under_way[number][0])) as file:
             overlay(image, answer.saliency).save(file, "PNG", compress_level=1)
 
     answers = predictor.stream(sources(), *((method or predictor.methods[0], show) if overlays else ()))
     for number, answer in enumerate(answers):
-        given = under_way.pop(number)
-        yield row(predictor, given.path, answer, given.group)
+        path, group = under_way.pop(number)
+        yield row(predictor, path, answer, group)
 
 
 def write_predictions(rows: Predictions, inputs: Iterator[Input], predicted) -> Counter:
@@ -214,11 +214,26 @@ def _require_no_overlays(overlays: Path, shard: int, shards: int) -> None:
             )
 
 
+def _is_report(figures: Path) -> bool:
+    with suppress(InputError):
+        return "without_label_or_unreadable" in read_again(figures)
+    return False
+
+
 def _forget_report(figures: Path) -> None:
     """Remove the report of an output that is given up; another file of its name stays."""
-    with suppress(InputError):
-        if "without_label_or_unreadable" in read_again(figures):
-            figures.unlink()
+    if _is_report(figures):
+        figures.unlink()
+
+
+def _require_older(folder: Path, patterns: list[str], output: Path) -> None:
+    """Raise InputError when a model in a folder has changed since a whole output was written, perhaps by another."""
+    changed = max((file.stat().st_mtime for pattern in patterns for file in folder.glob(pattern)), default=0.0)
+    if changed > output.stat().st_mtime:
+        raise InputError(
+            f"{output} was written before {folder} last changed; choose another --output, or predict it anew with "
+            "--overwrite"
+        )
 
 
 def _tell_report(result: dict | None, file: Path, output: Path, shards: int) -> None:
@@ -289,6 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % devices)  # several may share one
     figures = args.output.parent / f"{args.output.stem}.json"
     if args.resume and is_complete(args.output):
+        _require_older(Path(args.model), FILES + exported_files(args.runtime, args.precision), args.output)
         lacking = args.labels and not figures.exists()
         print(f"{args.output} is complete{', so no report is made; --overwrite predicts it anew' if lacking else ''}")
         return
@@ -303,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.method and args.method not in predictor.methods:
         raise InputError(f"--method {args.method}: this network allows {', '.join(predictor.methods)}")
     truth = read_truth(args.labels, predictor.labels) if args.labels else None
-    if truth is not None and figures.exists() and not (args.resume or args.overwrite):
+    if truth is not None and figures.exists() and not (args.overwrite or (args.resume and _is_report(figures))):
         raise InputError(f"{figures} exists; choose another --output, or replace it with --overwrite")
     told = {"model": args.model, "runtime": args.runtime, "precision": args.precision, "shard": f"{shard}/{shards}"}
     told["files of the model"] = _digest(predictor.folder, args.runtime, args.precision)

@@ -416,6 +416,28 @@ def test_the_report_of_an_output_goes_with_it_where_that_is_replaced(small_model
         assert figures.read_text() == other
 
 
+def test_a_whole_output_from_before_the_model_changed_is_not_taken_for_its_own(small_model, small_phantom, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    image, output = str(min((small_phantom / "images").iterdir())), tmp_path / "out.csv"
+    command = [str(model), image, "--output", str(output), "--resume"]
+    predict.main(command)
+    predict.main(command)
+    later = output.stat().st_mtime + 1
+    os.utime(model / "config.json", (later, later))
+    with pytest.raises(InputError, match="out.csv was written before .*model last changed; choose another --output"):
+        predict.main(command)
+
+
+def test_a_file_that_is_no_report_stays_when_a_run_with_labels_may_go_on(small_model, small_phantom, tmp_path):
+    image, mine = str(min((small_phantom / "images").iterdir())), tmp_path / "out.json"
+    (tmp_path / "labels.csv").write_text(f"path,label\n{image},sick\n")
+    mine.write_text('{"mine": 1}')
+    command = [str(small_model), image, "--output", str(tmp_path / "out.csv"), "--resume"]
+    with pytest.raises(InputError, match="out.json exists; choose another --output"):
+        predict.main([*command, "--labels", str(tmp_path / "labels.csv")])
+    assert mine.read_text() == '{"mine": 1}'
+
+
 def test_labels_that_came_to_nothing_are_told_of_with_what_to_do(small_model, small_phantom, tmp_path, capsys):
     image, wrong, right = min((small_phantom / "images").iterdir()), tmp_path / "wrong.csv", tmp_path / "right.csv"
     wrong.write_text("path,label\n1.png,sick\n")
