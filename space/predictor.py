@@ -118,7 +118,7 @@ class Predictor:
                 "image_mean and image_std say; expected a model whose image processor does that alone"
             )
         self.run = load_runtime(runtime, precision, self.folder, network, bulk)
-        on_processor = device.type == "cpu"
+        on_processor = device.type == "cpu" or runtime != "torch"  # as all runs that was exported
         self._turn = nullcontext() if on_processor else threading.Lock()  # an accelerator does one at a time
         self._batch, self._feeders = (BATCH, cores()) if on_processor else (GPU_BATCH, min(GPU_FEEDERS, cores()))
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
