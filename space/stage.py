@@ -14,7 +14,7 @@ from space.many import Agreement, Found
 from space.predictor import Answer, Predictor
 from space.saliency import layer
 from space.texts import Texts
-from space.words import Words, describe
+from space.words import Words, describe, in_digits
 
 SIDE = 1600  # pixels of the longer side of a picture that is shown; the network is given the whole one
 MAP_SIDE = 512  # the same of a map, which is smooth
@@ -183,7 +183,7 @@ def _answer(predictor: Predictor, answer: Answer, words: Words, texts: Texts) ->
     for index, (label, probability) in enumerate(zip(predictor.labels, answer.probabilities, strict=True)):
         share, mark = f"{100 * probability:.1f}", ""
         if len(predictor.labels) == 2 and index == 1:
-            told = texts("answer.threshold", threshold=f"{predictor.threshold:.3f}")
+            told = texts("answer.threshold", threshold=in_digits(predictor.threshold))
             mark = f'<i style="left: {100 * predictor.threshold:.1f}%" title="{escape(told)}"></i>'
         bar = f'<span class="bar"><b style="width: {share}%"></b>{mark}</span>'
         bars.append(f"<dt>{escape(label)}</dt><dd>{bar}{share} %</dd>")

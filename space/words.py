@@ -13,6 +13,14 @@ from space.texts import Texts
 NEAR = 0.4  # of the threshold, in log odds: what a small change of the image could carry over it; 0.1 at 0.5
 
 
+def in_digits(probability: float) -> str:
+    """A probability with three digits, or with as many as it takes not to say 0 or 1 of what is neither."""
+    digits = 3
+    while float(told := f"{probability:.{digits}f}") in {0.0, 1.0} and probability not in {0.0, 1.0}:
+        digits += 1
+    return told
+
+
 class Words(NamedTuple):
     """called: the answer as a heading. side: which side of the threshold it is on. doubts: why it may be wrong. where:
     the part of the image that speaks for the class that is shown; empty where there is no map."""

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from space.card import HOME
+from space.words import in_digits
 from training.outputs import EXPORTS, labels_of, new_file, read_again, read_evaluations, read_split
 
 HERE = Path(__file__).parent
@@ -57,6 +58,7 @@ def gather(folder: Path) -> dict:
         "figure": _figure,
         "between": _between,
         "plain": plain,
+        "in_digits": in_digits,
         "elsewhere": any(each.get("elsewhere", each["name"] not in HOME) for each in evaluations),
         "few": [each["name"] for each in evaluations if each.get("fewest_groups", ENOUGH) < ENOUGH],
         "enough": ENOUGH,

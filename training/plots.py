@@ -16,6 +16,7 @@ from PIL import ImageDraw, ImageOps
 from space.images import load_image
 from space.predictor import Predictor
 from space.saliency import overlay
+from space.words import in_digits
 from training.metric.bootstrap import draw_groups
 from training.outputs import new_file
 
@@ -82,7 +83,7 @@ def performance(result: dict, table: pd.DataFrame) -> Figure:
         middle.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
         if len(result["labels"]) == 2:
             point = (1 - result["specificity"], result["sensitivity"])
-            middle.plot(*point, "o", color=ORANGE, label=f"threshold {result['threshold']:.2f}")
+            middle.plot(*point, "o", color=ORANGE, label=f"threshold {in_digits(result['threshold'])}")
             middle.legend(loc="lower right", fontsize=9)
     return figure
 
@@ -95,7 +96,8 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     bins = [chosen for chosen in np.array_split(np.argsort(score, kind="stable"), 10) if len(chosen)]
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     left.plot([score[b].mean() for b in bins], [truth[b].mean() for b in bins], "o-", color=BLUE)
-    left.set(title=f"reliability, ECE {result['ece']:.3f}", xlabel=f"probability given for {positive}",
+    error = f", ECE {result['ece']:.3f}" if len(result["labels"]) == 2 else ""  # of more it is that of all of them
+    left.set(title=f"reliability{error}", xlabel=f"probability given for {positive}",
              ylabel="share that was", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")  # fmt: skip
     sites = table["site"].to_numpy()
     if (several := len(set(sites))) > len(STYLES):  # no more can be told apart
@@ -104,7 +106,7 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
         for is_positive, colour in ((False, BLUE), (True, ORANGE)):
             chosen = (sites == site) & (truth == is_positive)
             name = f"{'' if is_positive else 'not '}{positive} {_short(site)}"
-            middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=name)
+            middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=_legible(name))
     if len(result["labels"]) == 2:
         middle.axvline(result["threshold"], color=GREY, linewidth=1)
     middle.set(title="probabilities by true class", xlabel=f"probability of {positive}", ylabel="images")
@@ -170,12 +172,17 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
         places = np.array([place for place, _ in told]) + shift
         errors = np.maximum([values - low, high - values], 0)
         style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
-        axes.errorbar(places, values, errors, label=f"{result['name']} (n = {result['n']})", **style)
+        axes.errorbar(places, values, errors, label=_legible(f"{result['name']} (n = {result['n']})"), **style)
     axes.set_xticks(range(len(COMPARED)), list(COMPARED.values()), fontsize=9)
     axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower left", fontsize=9)
     return figure
+
+
+def _legible(label: str) -> str:
+    """A label that a legend does not leave out, as matplotlib does with those that begin so."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def _short(name: str) -> str:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from space.abstention import FILE, Abstention
 from space.images import load_image
 from space.predictor import BATCH, Predictor
+from space.words import in_digits
 from training.calibration import Calibration, fit_calibration
 from training.metric.bootstrap import calibration_error
 from training.threshold import check_rule, choose_threshold, threshold_interval
@@ -63,7 +64,7 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
         }
         spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
         chosen = "fixed in the recipe" if fixed else f"by {rule} on the {where}{spread}"
-        lines.append(f"threshold {config.threshold:.3f} {chosen}")
+        lines.append(f"threshold {in_digits(config.threshold)} {chosen}")
     else:
         lines.append("no threshold: of three classes or more the most probable one is called")
     return lines

@@ -56,6 +56,20 @@ def test_the_licence_is_free_where_nobody_s_work_was_learned_from_and_otherwise_
     assert (card["license"], card.get("license_name")) == named
 
 
+@pytest.mark.parametrize(("threshold", "told"), [(0.0003, "0.0003"), (0.99962, "0.9996"), (1.0, "1.000")])
+def test_a_threshold_near_0_or_1_is_told_alike_in_card_and_report(small_model, tmp_path, threshold, told):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"threshold": threshold}))
+    write_card(model)
+    write_report(model)
+    card, report = (model / "README.md").read_text(), (model / "report.html").read_text()
+    assert f"At the stored threshold {told}, with" in card
+    assert f"- Threshold {told} by" in card
+    assert f"when its probability is {told} or more" in card
+    assert f"from a probability of {told} on" in report
+
+
 @pytest.mark.parametrize(("name", "text"), [("recipe.yaml", "a: ["), ("recipe.yaml", ""), ("eval/training.json", "{")])
 def test_a_file_that_cannot_be_read_is_named_and_the_card_stays(small_model, tmp_path, name, text):
     folder = shutil.copytree(small_model, tmp_path / "model")

@@ -46,6 +46,22 @@ def test_what_evaluations_are_compared_by_lies_within_the_picture(number):
     assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
 
 
+def test_names_that_begin_with_an_underscore_stand_in_the_legends():
+    result = {"n": 240, "ci95": {name: [0.9, 1.0] for name in COMPARED}, **dict.fromkeys(COMPARED, 0.95)}
+    legend = comparison([result | {"name": name} for name in ("test", "_x")]).axes[0].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["test (n = 240)", "_x (n = 240)"]
+    legend = trust(*table_of("_sick", 1)).axes[1].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["not _sick S0", "_sick S0"]
+
+
+def test_the_reliability_of_one_of_three_classes_is_not_given_the_error_of_all():
+    result, table = table_of("sick", 1)
+    title = trust(result, table).axes[0].get_title()
+    assert title == "reliability, ECE 0.100"
+    result["labels"] = ["normal", "other", "sick"]
+    assert trust(result, table.assign(probability_other=0.0)).axes[0].get_title() == "reliability"
+
+
 @pytest.mark.parametrize("sites", [1, 4, 5])
 def test_images_of_every_site_are_drawn(sites):
     outlines = [patch.get_xy() for patch in trust(*table_of("sick", sites)).axes[1].patches]
