@@ -34,12 +34,17 @@ DELETED = f"was deleted, as uploads are after {KEPT // 60} minutes: give it agai
 
 
 class Found(NamedTuple):
-    """What there is to say of one file: its row, a picture with its map, of the first files that could be read, and
-    whether it is that of the first of several pages or frames alone."""
+    """What there is to say of one file: its row, a picture with its map, of the first files that could be read, whether
+    it is that of the first of several pages or frames alone, and whether it stands for all that follows, unread."""
 
     row: dict
     picture: Image.Image | None
     first_alone: bool
+    rest: bool
+
+
+class Rest(InputError):
+    """Why a file and those that follow it are left out."""
 
 
 class Agreement(NamedTuple):
@@ -55,7 +60,7 @@ def named_files(uploads: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Path 
     given = (pair for path, name in uploads for pair in _contents(Path(path), name))
     yield from islice(given, MOST_FILES)
     if (left := next(given, None)) is not None:
-        yield left[0], InputError(f"this and what follows is left out: {MOST_FILES:,} files are answered at once")
+        yield left[0], Rest(f"this and what follows is left out: {MOST_FILES:,} files are answered at once")
 
 
 def _contents(path: Path, name: str) -> Iterator[tuple[str, Path | dict | InputError]]:
@@ -73,7 +78,7 @@ def _contents(path: Path, name: str) -> Iterator[tuple[str, Path | dict | InputE
         if empty:
             raise InputError("the archive holds no image, DICOM file or clip")
     except InputError as reason:
-        yield name, reason
+        yield name, reason if empty else Rest(f"what follows in it is left out: {reason}")
 
 
 def examine(
@@ -104,9 +109,9 @@ def examine(
             content = source["bytes"] if isinstance(source, dict) else source
             clip = is_clip(content, name)
             with AT_ONCE if clip else nullcontext():
-                return Found(*answered(name, source), first_alone=not clip and frames_in(content) > 1)
+                return Found(*answered(name, source), not clip and frames_in(content) > 1, rest=False)
         except InputError as reason:
-            return Found(row(batches.predictor, name, reason), None, first_alone=False)
+            return Found(row(batches.predictor, name, reason), None, False, isinstance(reason, Rest))
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:

@@ -162,7 +162,8 @@ class Page:
         rows = [each.row for each in found]
         agreed, refused = None, ""
         try:
-            agreed = many.agreement(rows, self.model.predictor.labels, truth) if truth is not None else None
+            read = [each.row for each in found if not each.rest]
+            agreed = many.agreement(read, self.model.predictor.labels, truth) if truth is not None else None
         except InputError as reason:  # the answers are worth having without it
             refused = stage.refusal(str(reason))
         summary = stage.summary(found, self.model.predictor.labels, agreed, many.to_csv(rows), self.texts)

@@ -110,11 +110,13 @@ def clip_stage(
 
 def summary(found: Sequence[Found], labels: Sequence[str], agreed: Agreement | None, csv: str, texts: Texts) -> str:
     """How many files have which prediction, what true labels say of them, and the table (csv) to take along."""
-    rows = [each.row for each in found]
+    rows = [each.row for each in found if not each.rest]
     told = [each["prediction"] for each in rows]
     nothing = texts("many.nothing")
     counts = ", ".join(f"{told.count(name)} {name or nothing}" for name in [*labels, ""] if name in told)
     lines = [f"<p>{escape(texts('many.counted', count=len(rows), counts=counts))}</p>"]
+    if rest := next((each.row["path"] for each in found if each.rest), None):
+        lines.append(f"<p><strong>{escape(texts('many.rest', name=rest))}</strong></p>")
     names = [each["path"] for each in rows]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         lines.append(f"<p>{escape(texts('many.repeated', name=repeated))}</p>")

@@ -1,4 +1,5 @@
 import csv
+import tarfile
 import tracemalloc
 import weakref
 import zipfile
@@ -71,6 +72,20 @@ def test_what_is_over_the_limit_is_said_and_nothing_is_lost(model, scans, monkey
     assert len(found) == 3
     assert "left out" in found[2].row["error"]
     assert all(each.picture is None for each in found)
+    told = stage.summary(found, LABELS, None, "", Texts())
+    assert "2 files: " in told
+    assert f"Not all was looked at: see the row of {found[2].row['path']}, where" in told
+
+
+def test_an_archive_that_breaks_off_is_said_to_be_left_out_from_there_on(model, tmp_path):
+    with tarfile.open(tmp_path / "some.tar", "w") as archive:
+        Image.fromarray(speckle(1)).save(tmp_path / "1.png")
+        archive.add(tmp_path / "1.png", "1.png")
+    whole = (tmp_path / "some.tar").read_bytes()
+    (tmp_path / "some.tar").write_bytes(whole[: whole.rindex(b"IEND") + 8].ljust(20 * 512 * 8, b"x"))
+    found = list(many.examine(model.batches, many.named_files([(str(tmp_path / "some.tar"), "some.tar")])))
+    assert [(each.row["path"], each.rest) for each in found] == [("1.png", False), ("some.tar", True)]
+    assert found[1].row["error"].startswith("what follows in it is left out: the archive is broken")
 
 
 def test_of_large_files_fewer_are_in_memory_at_once_and_all_are_answered(model):
@@ -186,7 +201,7 @@ def test_of_a_folder_hidden_files_and_tables_are_left_out(tmp_path):
 
 
 def test_names_that_repeat_are_told_of_in_the_summary_of_files():
-    repeated = [many.Found(row(path, "sick", 0.9), None, False) for path in ("1.png", "<2>.png", "<2>.png")]
+    repeated = [many.Found(row(path, "sick", 0.9), None, False, False) for path in ("1.png", "<2>.png", "<2>.png")]
     told = stage.summary(repeated, LABELS, None, "", Texts())
     assert "Several files are called &lt;2&gt;.png: give them in a zip" in told
     assert "Several files" not in stage.summary(repeated[:2], LABELS, None, "", Texts())
