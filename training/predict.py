@@ -173,13 +173,20 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _digest(folder: Path, runtime: str, precision: str) -> str:
-    """What changes with the files of a model that its answers depend on."""
-    patterns, found = FILES + exported_files(runtime, precision), sha256()
-    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
-        if not file.name.startswith("abstention_"):  # which an export adds, beside what it exports
-            with open(file, "rb") as content:
-                found.update(file_digest(content, "sha256").digest())
+def _files(folder: Path, runtime: str, precision: str) -> list[Path]:
+    """The files of a model that its answers depend on, without abstentions that an export adds beside what it exports:
+    they change with that."""
+    patterns = FILES + exported_files(runtime, precision)
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    return sorted(file for file in found if not file.name.startswith("abstention_"))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """What changes with the files."""
+    found = sha256()
+    for file in files:
+        with open(file, "rb") as content:
+            found.update(file_digest(content, "sha256").digest())
     return found.hexdigest()[:12]
 
 
@@ -226,12 +233,12 @@ def _forget_report(figures: Path) -> None:
         figures.unlink()
 
 
-def _require_older(folder: Path, patterns: list[str], output: Path) -> None:
-    """Raise InputError when a model in a folder has changed since a whole output was written, perhaps by another."""
-    changed = max((file.stat().st_mtime for pattern in patterns for file in folder.glob(pattern)), default=0.0)
-    if changed > output.stat().st_mtime:
+def _require_older(files: Iterable[Path], output: Path) -> None:
+    """Raise InputError when a file of the model has changed since a whole output was written, perhaps by another."""
+    written = output.stat().st_mtime
+    if changed := [file for file in files if file.stat().st_mtime > written]:
         raise InputError(
-            f"{output} was written before {folder} last changed; choose another --output, or predict it anew with "
+            f"{output} was written before {changed[0]} last changed; choose another --output, or predict it anew with "
             "--overwrite"
         )
 
@@ -304,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")) % devices)  # several may share one
     figures = args.output.parent / f"{args.output.stem}.json"
     if args.resume and is_complete(args.output):
-        _require_older(Path(args.model), FILES + exported_files(args.runtime, args.precision), args.output)
+        _require_older(_files(Path(args.model), args.runtime, args.precision), args.output)
         lacking = args.labels and not figures.exists()
         print(f"{args.output} is complete{', so no report is made; --overwrite predicts it anew' if lacking else ''}")
         return
@@ -322,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     if truth is not None and figures.exists() and not (args.overwrite or (args.resume and _is_report(figures))):
         raise InputError(f"{figures} exists; choose another --output, or replace it with --overwrite")
     told = {"model": args.model, "runtime": args.runtime, "precision": args.precision, "shard": f"{shard}/{shards}"}
-    told["files of the model"] = _digest(predictor.folder, args.runtime, args.precision)
+    told["files of the model"] = _digest(_files(predictor.folder, args.runtime, args.precision))
     told |= {"saliency": str(args.saliency) if args.saliency else None, "method": args.method}
     with Predictions(args.output, told, columns_of(predictor.labels), args.resume, args.overwrite) as rows:
         if args.overwrite:
