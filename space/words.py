@@ -52,7 +52,7 @@ def describe(
             "answer.above" if index == 1 else "answer.below",
             positive=positive,
             probability=f"{probability:.3f}",
-            threshold=f"{threshold:.3f}",
+            threshold=in_digits(threshold),
         )
         if abs(_log_odds(probability) - _log_odds(threshold)) < NEAR:
             doubts.append(texts("answer.near"))

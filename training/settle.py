@@ -62,7 +62,7 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
             "date": date.today().isoformat(),
             "ci95": ci95,
         }
-        spread = f", 95 % interval {ci95[0]:.3f} - {ci95[1]:.3f}" if ci95 else ""
+        spread = f", 95 % interval {in_digits(ci95[0])} - {in_digits(ci95[1])}" if ci95 else ""
         chosen = "fixed in the recipe" if fixed else f"by {rule} on the {where}{spread}"
         lines.append(f"threshold {in_digits(config.threshold)} {chosen}")
     else:

@@ -34,6 +34,7 @@ def test_the_side_of_the_threshold_and_the_doubts_are_told(predictor):
     assert sure.called == "The model calls this image sick"
     assert "0.900, is above the threshold of 0.300" in sure.side
     assert sure.doubts == []
+    assert "is above the threshold of 0.0003." in said(predictor, 0.9, 0.0003).side
     assert "below" in said(predictor, 0.29, 0.3).side
     assert "near the threshold" in said(predictor, 0.29, 0.3).doubts[0]
     assert len(said(predictor, 0.41, 0.5).doubts) == len(said(predictor, 0.021, 0.02).doubts) == 1
