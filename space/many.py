@@ -109,9 +109,9 @@ def examine(
             content = source["bytes"] if isinstance(source, dict) else source
             clip = is_clip(content, name)
             with AT_ONCE if clip else nullcontext():
-                return Found(*answered(name, source), not clip and frames_in(content) > 1, rest=False)
+                return Found(*answered(name, source), first_alone=not clip and frames_in(content) > 1, rest=False)
         except InputError as reason:
-            return Found(row(batches.predictor, name, reason), None, False, isinstance(reason, Rest))
+            return Found(row(batches.predictor, name, reason), None, first_alone=False, rest=isinstance(reason, Rest))
 
     shown = 0
     with ThreadPoolExecutor(BATCH) as pool:

@@ -159,10 +159,9 @@ class Page:
         except InputError as reason:
             return stage.refusal(str(reason)), "", None
         found = list(progress.tqdm(self._examine(files), unit="image"))
-        rows = [each.row for each in found]
+        rows, read = [each.row for each in found], [each.row for each in found if not each.rest]
         agreed, refused = None, ""
         try:
-            read = [each.row for each in found if not each.rest]
             agreed = many.agreement(read, self.model.predictor.labels, truth) if truth is not None else None
         except InputError as reason:  # the answers are worth having without it
             refused = stage.refusal(str(reason))

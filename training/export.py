@@ -224,12 +224,10 @@ def _answers(predictor: Predictor, rows: Dataset) -> list[Answer]:
 def _roc_auc(truth: np.ndarray, answers: list[Answer]) -> float | None:
     """As evaluations have it: of more than two classes the mean of each against the rest; None where one is missing."""
     probabilities = np.stack([answer.probabilities for answer in answers])
-    aucs = []
-    for label in range(probabilities.shape[1]):
-        if not 0 < (truth == label).sum() < len(truth):
-            return None
-        aucs.append(roc_auc_score(truth == label, probabilities[:, label]))
-    return float(aucs[1] if len(aucs) == 2 else np.mean(aucs))
+    classes = probabilities.shape[1]
+    if len(np.unique(truth)) < classes:
+        return None
+    return float(roc_auc_score(truth, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr"))
 
 
 def _require_as_good(told: dict) -> None:
