@@ -20,7 +20,7 @@ from space.clips import AT_ONCE, is_clip, load_frames
 from space.errors import InputError
 from space.images import frames_in
 from space.predictor import BATCH, Answer
-from space.rows import row
+from space.rows import rounded, row
 from space.saliency import overlay
 from space.server import KEPT
 
@@ -147,15 +147,16 @@ def _thumbnail(image: Image.Image, answer: Answer) -> Image.Image:
 def to_csv(rows: Sequence[dict]) -> str:
     """Rows as the text of a CSV file.
 
-    Names are somebody's: none can begin a formula of a spreadsheet, and quotes keep it whole in one that parts lines
-    at ";".
+    Probabilities have six digits. Names are somebody's: none can begin a formula of a spreadsheet, and quotes keep it
+    whole in one that parts lines at ";".
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     for each in rows:
         path = each["path"]
-        writer.writerow(each | {"path": f"'{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path})
+        name = f"'{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
+        writer.writerow(rounded(each) | {"path": name})
     return text.getvalue()
 
 

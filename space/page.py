@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -21,6 +21,7 @@ from space.card import Card
 from space.errors import InputError
 from space.images import frames_in, load_image
 from space.predictor import Predictor
+from space.rows import rounded
 from space.saliency import overlay
 from space.texts import Texts
 from space.words import describe
@@ -169,7 +170,7 @@ class Page:
         return (
             refused + summary,
             stage.gallery(found, self.texts),
-            _table(rows).drop(columns=["group", "threshold"]),
+            _table(map(rounded, rows)).drop(columns=["group", "threshold"]),
         )
 
     def _examine(self, uploads: list[tuple[str, str]], pictures: int = many.PICTURES) -> Iterator[many.Found]:
@@ -251,6 +252,6 @@ class Page:
         return _table(rows), many.to_csv(rows)
 
 
-def _table(rows: list[dict]) -> pd.DataFrame:
+def _table(rows: Iterable[dict]) -> pd.DataFrame:
     """Rows with None where there is nothing; pandas would make NaN of it beside numbers, which JSON does not know."""
     return pd.DataFrame(rows, dtype=object)

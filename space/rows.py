@@ -26,9 +26,17 @@ def row(predictor: Predictor, path: str, answer: Answer | InputError, group: str
         path,
         group,
         "" if abstained else predictor.labels[predictor.decide(answer.probabilities[None])[0]],
-        *([None] * len(predictor.labels) if failed else [round(p, 6) for p in answer.probabilities.tolist()]),
+        *([None] * len(predictor.labels) if failed else answer.probabilities.tolist()),
         predictor.threshold,
         abstained,
         str(answer) if failed else "",
     ]
     return dict(zip(columns_of(predictor.labels), values, strict=True))
+
+
+def rounded(row: dict) -> dict:
+    """A row for people to read, with probabilities of six digits."""
+    return {
+        name: round(value, 6) if name.startswith("probability_") and value is not None else value
+        for name, value in row.items()
+    }

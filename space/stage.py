@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
 from PIL import Image
 
 from space.many import Agreement, Found
@@ -77,15 +76,17 @@ def clip_stage(
 ) -> str:
     """The frames of a clip, one of them to be seen, a time line to choose it by, and the clip's answer.
 
-    frames: (number in the clip, RGB image) of each, the last one of the clip among them.
+    frames: (number in the clip, RGB image) of each, the last one of the clip among them. The time line is of the
+    positive class or, where there are more than two, of the one that the clip is called.
     """
     clip = predictor.pool(answers)
-    positive = np.array([answer.probabilities[-1] for answer in answers])
+    told = 1 if len(predictor.labels) == 2 else int(predictor.decide(clip.probabilities[None])[0])
+    label, shares = predictor.labels[told], [float(answer.probabilities[told]) for answer in answers]
     first = predictor.surest(answers)
     figures, points = [], []
     for place, ((number, image), answer) in enumerate(zip(frames, answers, strict=True)):
         words = describe(predictor, answer, texts)
-        said = texts("clip.frame", number=number, label=predictor.labels[-1], probability=f"{positive[place]:.3f}")
+        said = texts("clip.frame", number=number, label=label, probability=f"{shares[place]:.3f}")
         flagged = f", {texts('clip.flagged')}" if answer.abstained else ""
         hidden = "" if place == first else "hidden"
         figures.append(
@@ -95,13 +96,13 @@ def clip_stage(
         points.append(
             f'<label class="point{" unlike" if answer.abstained else ""}" title="{escape(said + flagged)}">'
             f'<input type="radio" name="frame" value="{place}" aria-label="{escape(said + flagged)}"'
-            f'{" checked" if place == first else ""}><i style="--share: {100 * positive[place]:.1f}%"></i></label>'
+            f'{" checked" if place == first else ""}><i style="--share: {100 * shares[place]:.1f}%"></i></label>'
         )
     threshold = f'<hr style="bottom: {100 * predictor.threshold:.1f}%">' if len(predictor.labels) == 2 else ""
     words = describe(predictor, clip, texts, what="clip")
     return (
         f'<div class="stage">{"".join(figures)}{_sliders(texts)}</div>'
-        f'<fieldset class="timeline"><legend>{escape(texts("clip.timeline", label=predictor.labels[-1]))}</legend>'
+        f'<fieldset class="timeline"><legend>{escape(texts("clip.timeline", label=label))}</legend>'
         f"<div>{threshold}{''.join(points)}</div></fieldset>"
         f"{_answer(predictor, clip, words, texts)}"
         f"<p>{escape(texts('clip.frames', shown=len(frames), total=frames[-1][0] + 1))}</p>"

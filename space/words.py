@@ -21,6 +21,14 @@ def in_digits(probability: float) -> str:
     return told
 
 
+def side_by_side(probability: float, threshold: float) -> tuple[str, str]:
+    """Both, with as many digits as it takes to see which side of the threshold the probability is on."""
+    digits = len(in_digits(threshold)) - len("0.")
+    while (told := f"{probability:.{digits}f}") == (beside := f"{threshold:.{digits}f}") and probability != threshold:
+        digits += 1
+    return told, beside
+
+
 class Words(NamedTuple):
     """called: the answer as a heading. side: which side of the threshold it is on. doubts: why it may be wrong. where:
     the part of the image that speaks for the class that is shown; empty where there is no map."""
@@ -48,12 +56,9 @@ def describe(
         doubts.append(texts("answer.unlike"))
     if len(labels) == 2:
         probability, threshold = float(answer.probabilities[1]), predictor.threshold
-        side = texts(
-            "answer.above" if index == 1 else "answer.below",
-            positive=positive,
-            probability=f"{probability:.3f}",
-            threshold=in_digits(threshold),
-        )
+        told, beside = side_by_side(probability, threshold)
+        key = "answer.above" if index == 1 else "answer.below"
+        side = texts(key, positive=positive, probability=told, threshold=beside)
         if abs(_log_odds(probability) - _log_odds(threshold)) < NEAR:
             doubts.append(texts("answer.near"))
     where = ""

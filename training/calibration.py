@@ -61,12 +61,14 @@ class Calibration:
         return cls(stored["method"], np.array(stored["scale"]), np.array(stored["shift"]), stored["reason"])
 
 
-def fit_calibration(logits: np.ndarray, truth: np.ndarray, method: str = "temperature") -> Calibration:
-    """Fit on the logits (images, classes) of the validation part, in evaluation mode.
+def fit_calibration(
+    logits: np.ndarray, truth: np.ndarray, method: str = "temperature", where: str = "validation part"
+) -> Calibration:
+    """Fit on logits (images, classes) of images that were not trained on, in evaluation mode.
 
-    method: temperature, vector or none. What cannot be told from these images is left as it is, with the reason: too
-    few of a class, all of them called right (then ever lower temperatures would look better), or an optimum at the
-    bounds of the search.
+    method: temperature, vector or none. where: which images they are, in words. What cannot be told from these images
+    is left as it is, with the reason: too few of a class, all of them called right (then ever lower temperatures would
+    look better), or an optimum at the bounds of the search.
     """
     classes = logits.shape[1]
     ones, zeros = np.ones(classes), np.zeros(classes)
@@ -74,10 +76,10 @@ def fit_calibration(logits: np.ndarray, truth: np.ndarray, method: str = "temper
         return Calibration("none", ones, zeros, "none was asked for")
     fewest = np.bincount(truth, minlength=classes).min()
     if fewest < FEWEST:
-        reason = f"the validation part has {fewest} images of a class, which is fewer than {FEWEST}"
+        reason = f"the smallest class has {fewest} images in the {where}, which is fewer than {FEWEST}"
         return Calibration("none", ones, zeros, reason)
     if (logits.argmax(axis=1) == truth).all():
-        reason = "every validation image is called right, so the images do not say how sure is too sure"
+        reason = f"every image of the {where} is called right, so they do not say how sure is too sure"
         return Calibration("none", ones, zeros, reason)
 
     # Platt's targets (Probabilistic outputs for support vector machines, 1999): n images of a class are no proof that

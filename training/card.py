@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from space.card import HOME
 from space.words import in_digits
 from training.outputs import EXPORTS, labels_of, new_file, read_again, read_evaluations, read_split
+from training.tables import whose
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -54,7 +55,7 @@ def gather(folder: Path) -> dict:
         "parts": _parts(read_split(folder), labels),
         "evaluations": evaluations,
         "exports": exports,
-        "titles": TITLES,
+        "titles": _titles(labels),
         "figure": _figure,
         "between": _between,
         "plain": plain,
@@ -67,6 +68,10 @@ def gather(folder: Path) -> dict:
         "watts": WATTS.get(training["device"], WATTS["cpu"]),
         "grams_per_kwh": GRAMS_PER_KWH,
     }
+
+
+def _titles(labels: list[str]) -> dict[str, str]:
+    return {name: title + whose(name, labels) for name, title in TITLES.items()}
 
 
 def write_card(folder: Path, place: Path | None = None) -> None:
@@ -122,7 +127,7 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
             dataset_name=evaluation["name"],
             dataset_split=evaluation["name"],
             metric_type=metric,
-            metric_name=title,
+            metric_name=" ".join(title.split()),
             metric_value=round(told(evaluation, metric), 4),
             metric_args={
                 "ci95": [round(bound, 4) for bound in told(evaluation["ci95"], metric)],
@@ -130,7 +135,7 @@ def _eval_results(evaluations: list[dict]) -> list[EvalResult]:
             },
         )
         for evaluation in evaluations
-        for metric, title in (TITLES | {"f1": "F1 macro"}).items()
+        for metric, title in (_titles(evaluation["labels"]) | {"f1": "F1 macro"}).items()
         if not (evaluation.get("seen_in_training") or evaluation.get("chosen_on"))
         and told(evaluation, metric) is not None
     ]

@@ -35,7 +35,8 @@ def compare(
     value of `delong`}; None where the images do not define a number. One group tells nothing of others: the interval of
     a number that rests on it alone, or that no draw defines, is [-1, 1]; what is told of all classes rests on the one
     of fewest groups. Where every draw gives 0 or 1 for both models, the difference goes as far as their own intervals,
-    from results[...]["ci95"], let it; where two different models are alike in every draw, as far as a share of 0 may.
+    from results[...]["ci95"], let it, and where every draw gives the same difference, too; where two different models
+    are alike in every draw, as far as a share of 0 may.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     drawn = [bootstrap(p, truth, d, groups, 2000, 0) for p, d in zip(probabilities, decided, strict=True)]
@@ -51,15 +52,17 @@ def compare(
     def between(name):
         if behind[name] == 1:
             return [-1.0, 1.0]
-        bounds = [interval(each[name]) for each in drawn]
-        if all(each in ([0.0, 0.0], [1.0, 1.0]) for each in bounds):
+        bounds, apart = [interval(each[name]) for each in drawn], interval(drawn[0][name] - drawn[1][name])
+        if apart is None:
+            return [-1.0, 1.0] if name in defined else None
+        alike = apart[1] - apart[0] < 1e-9 and apart != [0.0, 0.0]
+        if alike or all(each in ([0.0, 0.0], [1.0, 1.0]) for each in bounds):
             mine, its = one["ci95"][name], other["ci95"][name]
             return [mine[0] - its[1], mine[1] - its[0]]
-        apart = interval(drawn[0][name] - drawn[1][name])
         if differ and apart == [0.0, 0.0]:
             most = widened(apart, behind[name])[1]
             return [-most, most]
-        return [-1.0, 1.0] if apart is None and name in defined else apart
+        return apart
 
     told = {
         "difference": {name: one[name] - other[name] if name in defined else None for name in COMPARED},
@@ -79,7 +82,7 @@ def delong(
 
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988, 44:837; with groups, images of a group depend on each other as
     in Obuchowski, Biometrics 1997, 53:567, which is the same where each image is its own group. Error and p value are
-    NaN where the positive or the negative images are of one group.
+    NaN where the positive or the negative images are of one group, the p value also where all differ alike.
     """
     groups = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
     apart, negative = _placements(one, positive) - _placements(other, positive), ~positive
@@ -93,8 +96,9 @@ def delong(
         + 2 * _scale(groups) * (ups * downs).sum() / (positive.sum() * negative.sum())
     )
     error = float(np.sqrt(max(variance, 0)))
-    p = 2 * norm.sf(abs(difference) / error) if error > 1e-12 else float(abs(difference) < 1e-12)
-    return difference, error, float(p)
+    if error < 1e-12:
+        return difference, error, 1.0 if abs(difference) < 1e-12 else np.nan
+    return difference, error, float(2 * norm.sf(abs(difference) / error))
 
 
 def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
                 "feature": family,
                 "meaning": MEANINGS[family],
                 "auc": auc,
-                "ci95": widened(interval(draws["roc_auc"]), smallest),
+                "ci95": widened(interval(draws["roc_auc"]) or [0.0, 1.0], smallest),
                 "strongest": strongest,
                 "auc_strongest": alone,
                 "suspicious": auc > SUSPICIOUS,

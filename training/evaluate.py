@@ -122,13 +122,12 @@ def report(result: dict) -> str:
     if result["seen_in_training"]:
         lines.append(
             f"\nwarning: {result['seen_in_training']} of these {result['n']} images were trained on, so these figures "
-            "say nothing of new patients; choose --split test, or other --sites"
+            "say nothing of new patients"
         )
     if result["chosen_on"]:
         lines.append(
             f"\nwarning: {result['chosen_on']} of these {result['n']} images are of the validation part, by which "
-            "checkpoint, calibration and threshold are chosen, so these figures are too good; choose --split test, or "
-            "other --sites"
+            "checkpoint, calibration and threshold are chosen, so these figures are too good"
         )
     return "\n".join(lines)
 
@@ -208,6 +207,8 @@ def main(argv: list[str] | None = None) -> None:
     write_card(args.model, args.model)
     write_report(args.model)
     print(report(result))
+    if (result["seen_in_training"] or result["chosen_on"]) and not (args.split == "test" or args.folds):
+        print("figures of new patients are those of --split test, or of other --sites")
     print(f"\nwritten: {args.model / 'eval' / args.name}.json, .csv and pictures; report.html and README.md")
 
 

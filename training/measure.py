@@ -20,7 +20,6 @@ from training import plots
 from training.calibration import Calibration
 from training.compare import compare
 from training.learned import LEARNED, learned_by
-from training.metric.bootstrap import bootstrap, calibration_error, interval
 from training.outputs import labels_of, new_file, read_split
 from training.saliency_check import check_saliency
 from training.sources import all_synthetic
@@ -88,7 +87,8 @@ def measure(
     target = folder / "eval"
     target.mkdir(exist_ok=True)
     with new_file(target / f"{name}.csv") as file:
-        table.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
+        whole = table.assign(threshold=table["threshold"].astype(str))  # for what is called depends on it
+        whole.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
     plots.save(target / f"{name}_performance.png", plots.performance(result, table))
     plots.save(target / f"{name}_trust.png", plots.trust(result, table))
     plots.save(target / f"{name}_gallery.png", plots.gallery(predictor, rows, table.iloc[: len(rows)], method))
@@ -173,9 +173,8 @@ def _uncalibrated(table: pd.DataFrame, labels: list[str], calibration: Calibrati
     """The calibration error as it would be without calibration, with its interval."""
     probabilities, truth, groups = arrays(table, labels)
     raw = softmax(calibration.undo(np.log(probabilities.clip(LEAST))), axis=1)
-    drawn = bootstrap(raw, truth, raw.argmax(axis=1), groups, 2000, 0)
-    spread = interval(drawn["ece"]) if groups.max() else [0.0, 1.0]  # one group tells nothing of others
-    return {"ece": calibration_error(raw, truth), "ci95": {"ece": spread}}
+    result = load_metric().compute(predictions=raw, references=truth, groups=groups)
+    return {"ece": result["ece"], "ci95": {"ece": result["ci95"]["ece"]}}
 
 
 def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:

@@ -19,6 +19,7 @@ from space.saliency import overlay
 from space.words import in_digits
 from training.metric.bootstrap import draw_groups
 from training.outputs import new_file
+from training.tables import whose
 
 matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class or site is a dollar
 
@@ -173,7 +174,9 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
         errors = np.maximum([values - low, high - values], 0)
         style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
         axes.errorbar(places, values, errors, label=_legible(f"{result['name']} (n = {result['n']})"), **style)
-    axes.set_xticks(range(len(COMPARED)), list(COMPARED.values()), fontsize=9)
+    labels = [*map(_short, evaluations[0]["labels"])]
+    titles = [title + whose(name, labels).replace(" ", "\n", 1) for name, title in COMPARED.items()]
+    axes.set_xticks(range(len(COMPARED)), titles, fontsize=9)
     axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower left", fontsize=9)

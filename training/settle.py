@@ -46,7 +46,7 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
     logits: (images, classes) of the rows; where: which rows they are, in words. Returns what was decided, a line each.
     """
     truth, groups, config = np.asarray(rows["label"]), list(rows["group"]), predictor.model.config
-    calibration = fit_calibration(logits, truth, method)
+    calibration = fit_calibration(logits, truth, method, where)
     calibration.fold_into(predictor.model)
     before, after = (softmax(each, axis=1) for each in (logits, calibration.apply(logits)))
     config.calibration = calibration.to_dict()
@@ -64,7 +64,7 @@ def decide(predictor: Predictor, logits: np.ndarray, rows: Dataset, where: str, 
         }
         spread = f", 95 % interval {in_digits(ci95[0])} - {in_digits(ci95[1])}" if ci95 else ""
         chosen = "fixed in the recipe" if fixed else f"by {rule} on the {where}{spread}"
-        lines.append(f"threshold {in_digits(config.threshold)} {chosen}")
+        lines.append(f"threshold {in_digits(config.threshold)} of {predictor.labels[1]} {chosen}")
     else:
         lines.append("no threshold: of three classes or more the most probable one is called")
     return lines

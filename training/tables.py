@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from sklearn.metrics import classification_report
 
 
 def class_counts(parts: Mapping[str, Dataset]) -> str:
@@ -25,18 +24,33 @@ def class_counts(parts: Mapping[str, Dataset]) -> str:
 def classification_tables(result: dict) -> str:
     """The classification report, the confusion matrix and the numbers with their intervals, from an evaluation."""
     labels, confusion = result["labels"], np.array(result["confusion_matrix"])
-    truth, decided = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
-    by_class = classification_report(
-        truth, decided, labels=range(len(labels)), target_names=labels, digits=3, zero_division=np.nan
-    )
+    found = result["per_class"]
+    by_class = pd.DataFrame(
+        {"precision": found["precision"], "recall": found["sensitivity"], "f1-score": result["f1"]}, dtype=float
+    ).assign(support=[*confusion.sum(axis=1), confusion.sum()])
+    by_class = by_class.rename({"macro": "macro avg"})
     matrix = pd.DataFrame(
         confusion, index=[f"true {label}" for label in labels], columns=[f"called {label}" for label in labels]
     )
     figures = pd.DataFrame(
-        {name: _with_interval(result, name) for name in result["ci95"] if name not in {"f1", "per_class"}},
+        {
+            f"{name}{whose(name, labels)}": _with_interval(result, name)
+            for name in result["ci95"]
+            if name not in {"f1", "per_class"}
+        },
         index=["value", "95 % interval over groups"],
     ).T
-    return "\n\n".join([by_class.rstrip(), matrix.to_string(), figures.to_string()])
+    shown = by_class.to_string(float_format="%.3f", na_rep="-")
+    return "\n\n".join([shown, matrix.to_string(), figures.to_string()])
+
+
+def whose(name: str, labels: Sequence[str]) -> str:
+    """What the name of a number needs beside it where there are more than two classes: which of them it is of."""
+    if len(labels) == 2:
+        return ""
+    if name in {"sensitivity", "specificity", "precision", "ppv", "npv"}:
+        return f" ({labels[-1]})"
+    return " (mean of the classes)" if name in {"roc_auc", "average_precision"} else ""
 
 
 def in_words(result: dict, names: Sequence[str]) -> str:
@@ -46,7 +60,7 @@ def in_words(result: dict, names: Sequence[str]) -> str:
         for name in names
         if result[name] is not None
     ]
-    return ", ".join(told) or "one class only"
+    return ", ".join(told)
 
 
 def _with_interval(result: dict, name: str) -> list[str]:

@@ -10,14 +10,17 @@ import pytest
 from gradio import FileData
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from transformers import BitConfig
 
 from space import app, clips, many, stage
 from space.errors import InputError
 from space.page import Page
-from space.predictor import BATCH, Answer
+from space.predictor import BATCH, Answer, Predictor
+from space.rows import row as answer_row
 from space.texts import Texts
 from tests.clips import write_clip
 from tests.dicom import write_dicom
+from tests.fits import GROUP_NORM, save_base
 from tests.images import speckle, write_table
 
 LABELS = ["normal", "sick"]
@@ -25,7 +28,7 @@ LABELS = ["normal", "sick"]
 
 def row(path, prediction, probability, error=""):
     told = {"path": path, "prediction": prediction, "abstained": not prediction, "error": error}
-    return told | {"probability_normal": f"{1 - probability:.6f}", "probability_sick": f"{probability:.6f}"}
+    return told | {"probability_normal": 1 - probability, "probability_sick": probability}
 
 
 @pytest.fixture
@@ -100,6 +103,25 @@ def test_of_large_files_fewer_are_in_memory_at_once_and_all_are_answered(model):
 def test_a_table_starts_no_formula_in_a_spreadsheet():
     text = many.to_csv([row("=1+1.png", "sick", 0.9), row("a,b.png", "sick", 0.9)])
     assert [each[0] for each in csv.reader(text.splitlines())] == ["path", "'=1+1.png", "a,b.png"]
+
+
+def test_a_row_has_probabilities_as_they_are_and_a_table_to_read_has_six_digits_of_them(model):
+    told = answer_row(model.predictor, "a.png", Answer(np.array([1 - 2e-9, 2e-9]), 0.5))
+    assert told["probability_sick"] == 2e-9
+    assert [line.split(",")[3:5] for line in many.to_csv([told]).splitlines()[1:]] == [["1.0", "0.0"]]
+    assert many.to_csv([told | {"probability_sick": 1 / 3}]).count(",0.333333,") == 1
+
+
+def test_the_time_line_of_three_classes_is_of_the_one_that_the_clip_is_called(tmp_path):
+    names = dict(enumerate(["normal", "bacterial", "viral"]))
+    base = save_base(tmp_path, BitConfig(**GROUP_NORM.to_dict() | {"id2label": names}))
+    predictor = Predictor(base)
+    predictor.model.classifier[-1].bias.data[1] += 100
+    images = [Image.fromarray(speckle(seed)) for seed in range(2)]
+    answers = [predictor.answer([image], predictor.methods[0])[0] for image in images]
+    said = stage.clip_stage(predictor, list(enumerate(images)), answers, Texts())
+    assert "the more bacterial" in said
+    assert said.count("Frame 0: bacterial ") == said.count("Frame 0: ") > 0
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])

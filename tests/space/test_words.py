@@ -1,4 +1,5 @@
 import base64
+import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -41,6 +42,25 @@ def test_the_side_of_the_threshold_and_the_doubts_are_told(predictor):
     assert said(predictor, 0.0001, 0.02).doubts == said(predictor, 0.999, 0.95).doubts == []
     assert "unlike the training images" in said(predictor, 0.9, 0.3, distance=1.1).doubts[0]
     assert str(said(predictor, 0.9, 0.3, distance=1.1)).startswith("It is unlike")
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold"),
+    [
+        (0.99991, 0.99995),
+        (0.00002, 0.00001),
+        (0.4996, 0.5),
+        (0.2998, 0.3001),
+        (0.3004, 0.3),
+        (1e-30, 0.5),
+        (1.0, 0.999),
+    ],
+)
+def test_the_numbers_in_the_sentence_stand_on_the_side_that_it_names(predictor, probability, threshold):
+    side = said(predictor, probability, threshold).side
+    told, beside = (float(number.rstrip(".")) for number in re.findall(r"[01]\.\d+", side))
+    assert (told > beside) == ("above" in side) == (probability > threshold)
+    assert len(side) < 90
 
 
 def test_the_region_is_told_in_words(predictor):

@@ -38,7 +38,9 @@ def test_what_the_images_cannot_tell_is_refused_in_words():
     few = fit_calibration(logits[:30], truth[:30])
     assert "fewer than 20" in few.reason
     right = fit_calibration(np.eye(2)[truth] * 3, truth)
-    assert "every validation image is called right" in right.reason
+    assert "every image of the validation part is called right" in right.reason
+    of_folds = fit_calibration(logits[:30], truth[:30], where="test parts of the 2 folds")
+    assert "in the test parts of the 2 folds, which is fewer than 20" in of_folds.reason
     useless = fit_calibration(-logits, truth)
     assert "no temperature between 0.05 and 20 fits best" in useless.reason
     for refused in (few, right, useless):

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -11,7 +12,9 @@ from space.card import Card
 from space.errors import InputError
 from tests.fits import copy_as_mean
 from training.card import write_card
+from training.measure import load_metric
 from training.report import write_report
+from training.tables import classification_tables
 
 
 def test_the_card_s_metadata_is_what_the_hub_reads(small_model):
@@ -213,3 +216,25 @@ def test_figures_of_sites_are_in_the_card_and_where_there_are_too_many_it_and_th
     for page in (text, (model / "report.html").read_text()):
         assert "probe: 21 of them, in eval/test.json" in page
         assert "probe 20" not in page
+
+
+def test_of_three_classes_card_and_report_say_of_which_a_figure_is(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {"0": "normal", "1": "bacterial", "2": "viral"}
+    (model / "config.json").write_text(json.dumps(config))
+    told = json.loads((model / "eval" / "test.json").read_text())
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 30)
+    numbers = load_metric().compute(
+        predictions=probabilities, references=np.arange(30) % 3, labels=["normal", "bacterial", "viral"]
+    )
+    (model / "eval" / "external.json").unlink()
+    (model / "eval" / "test.json").write_text(json.dumps(told | {"subgroups": {}, "cases": numbers} | numbers))
+    write_card(model)
+    write_report(model)
+    card = ModelCard.load(model / "README.md")
+    for text in (card.text, (model / "report.html").read_text()):
+        for title in ("sensitivity (viral)", "negative predictive value (viral)", "AUC (mean of the classes)"):
+            assert title in text
+    assert "specificity (viral)" in {each.metric_name for each in card.data.eval_results}
+    assert "npv (viral)" in classification_tables(numbers)

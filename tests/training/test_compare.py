@@ -114,6 +114,18 @@ def test_one_patient_of_any_class_does_not_tell_the_difference_over_all_classes(
     assert told["ci95"]["sensitivity"] != [-1, 1]
 
 
+def test_where_every_draw_gives_one_difference_it_is_as_sure_as_the_models_own_figures():
+    """Of 5 healthy and 5 sick patients one model calls all right, and the other gives all the same probability."""
+    truth = np.repeat([0, 1], 5)
+    probabilities = [np.eye(2)[truth], np.full((10, 2), [0.3, 0.7])]
+    results = [load_metric().compute(predictions=each, references=truth) for each in probabilities]
+    told = compare(results, probabilities, [truth, np.ones_like(truth)], truth, np.arange(10))
+    for name in ("balanced_accuracy", "roc_auc"):
+        assert told["difference"][name] == 0.5
+        assert told["ci95"][name][0] < 0.2
+    assert told["roc_auc_p"] is None
+
+
 def test_of_few_patients_whom_two_models_call_alike_the_difference_says_how_few():
     truth, score = np.repeat([0, 1], 4), np.array([0.1, 0.2, 0.3, 0.9, 0.1, 0.6, 0.7, 0.8])
     probabilities = [np.c_[1 - each, each] for each in (score, np.where(score == 0.9, 0.95, score))]

@@ -80,6 +80,8 @@ def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom)
     before = {name: (model / "eval" / name).read_bytes() for name in ("test.json", "test.csv", "test_performance.png")}
     evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
     assert before == {name: (model / "eval" / name).read_bytes() for name in before}
+    threshold = json.loads((model / "config.json").read_text())["threshold"]
+    assert set(pd.read_csv(model / "eval" / "test.csv")["threshold"]) == {threshold}  # to the last digit
 
 
 def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, capsys):
@@ -87,7 +89,8 @@ def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, 
     result = json.loads((model / "eval" / "all.json").read_text())
     trained = (pd.read_csv(model / "split.csv")["split"] == "train").sum()
     assert result["seen_in_training"] == trained > 0
-    assert f"warning: {trained} of these {result['n']} images were trained on" in capsys.readouterr().out
+    assert f"warning: {trained} of these {result['n']} images were trained on" in (printed := capsys.readouterr().out)
+    assert "--split test" in printed
     assert f"**all: {trained} of {result['n']} images were trained on" in (model / "README.md").read_text()
     assert json.loads((model / "eval" / "external.json").read_text())["seen_in_training"] == 0
 

@@ -8,7 +8,14 @@ from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from training.measure import METRIC, load_metric
-from training.metric.bootstrap import bootstrap, calibration_error, calibration_gaps, chance_errors, interval
+from training.metric.bootstrap import (
+    bootstrap,
+    calibration_error,
+    calibration_gaps,
+    chance_errors,
+    error_interval,
+    interval,
+)
 from training.tables import classification_tables
 
 
@@ -149,7 +156,48 @@ def test_images_of_one_class_give_what_can_be_given():
         assert result["ci95"][name] is None
     assert result["f1"]["normal"] > 0.5
     assert result["f1"]["sick"] is result["f1"]["macro"] is None
-    assert re.search(r"^ *sick +0.000 +nan ", classification_tables(result), re.MULTILINE)  # its recall is not 0
+    printed = classification_tables(result)
+    assert re.search(r"^ *sick +0.000 +- +- +0$", printed, re.MULTILINE)  # its recall and F1 are not 0
+    assert re.search(r"^ *macro avg +0.500 +- +- +\d+$", printed, re.MULTILINE)
+
+
+def test_the_interval_of_a_mean_of_classes_leaves_out_draws_that_lack_one():
+    """Of 40, 40 and 2 patients, the third of which is hard to tell from the others."""
+    rng, truth = np.random.default_rng(0), np.repeat([0, 1, 2], [40, 40, 2])
+    probabilities = rng.dirichlet([1, 1, 1], len(truth)) + 0.5 * np.eye(3)[np.where(truth == 2, 0, truth)]
+    told = compute(probabilities / probabilities.sum(axis=1, keepdims=True), truth)["ci95"]
+    for name in ("roc_auc", "average_precision"):
+        assert told[name] == told["per_class"][name]["macro"]
+
+
+def test_a_correlation_of_minus_1_is_no_surer_than_one_of_1():
+    truth = np.repeat([0, 1], 5)
+    right, wrong = (compute(np.eye(2)[called], truth)["ci95"]["mcc"] for called in (truth, 1 - truth))
+    assert wrong == [-right[1], -right[0]]
+    assert right[0] < 0.6
+
+
+def test_intervals_of_the_calibration_error_hold_the_true_one_and_the_one_that_is_told():
+    """80 patients with 3 images, much alike: of 100 repeats with probabilities that are right, or too sure."""
+
+    def draw(patients, sure, rng):
+        groups = np.arange(patients).repeat(3)
+        odds = rng.normal(0, 1.5, patients)[groups] + rng.normal(0, 0.5, len(groups))
+        truth = (rng.random(patients)[groups] < 1 / (1 + np.exp(-odds))).astype(int)
+        score = 1 / (1 + np.exp(-sure * odds))
+        return np.c_[1 - score, score], truth, groups
+
+    for sure in (1, 1.5, 5):
+        true = 0.0 if sure == 1 else calibration_error(*draw(20_000, sure, np.random.default_rng(0))[:2])
+        held = 0
+        for repeat in range(100):
+            probabilities, truth, groups = draw(80, sure, np.random.default_rng(repeat))
+            error = calibration_error(probabilities, truth)
+            drawn = bootstrap(probabilities, truth, truth, groups, 200, 0)["ece"]
+            low, high = error_interval(error, drawn, interval(chance_errors(probabilities, groups, 0, 100)))
+            assert 0 <= low <= error <= high
+            held += low <= true <= high
+        assert held >= 85, sure
 
 
 def test_intervals_over_groups_hold_the_truth_95_times_of_100_and_those_over_images_do_not():
@@ -289,7 +337,7 @@ def test_right_probabilities_have_the_calibration_error_of_chance_and_wrong_ones
         truth = np.array([rng.choice(classes, p=each) for each in given])[groups]
         for name, power in (("right", 1), ("too sure", 6)):
             told = given**power / (given**power).sum(axis=1, keepdims=True)
-            low, high = interval(chance_errors(told[groups], groups, 200, repeat))
+            low, high = interval(chance_errors(told[groups], groups, repeat))
             held[name] += low <= calibration_error(told[groups], truth) <= high
     assert held["right"] / 200 >= 0.9
     assert held["too sure"] / 200 <= 0.5

@@ -36,18 +36,23 @@ def table_of(label, sites):
     return {"labels": ["normal", label], "threshold": 0.5, "ece": 0.1}, table.assign(**{f"probability_{label}": 0.6})
 
 
+@pytest.mark.parametrize("labels", [["normal", "sick"], ["normal", "bacterial pneumonia", "viral pneumonia"]])
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_what_evaluations_are_compared_by_lies_within_the_picture(number):
-    result = {"n": 240, "ci95": {name: [0.9, 1.0] for name in COMPARED}, **dict.fromkeys(COMPARED, 0.95)}
+def test_what_evaluations_are_compared_by_lies_within_the_picture(number, labels):
+    result = {"n": 240, "labels": labels, **dict.fromkeys(COMPARED, 0.95)}
+    result["ci95"] = {name: [0.9, 1.0] for name in COMPARED}
     figure = comparison([result | {"name": f"external_{each}"} for each in range(number)])
     figure.draw_without_rendering()
     extent = figure.axes[0].get_tightbbox()
     assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
     assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
+    named = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert named[4] == ("specificity" if len(labels) == 2 else "specificity\n(viral pneumonia)")
 
 
 def test_names_that_begin_with_an_underscore_stand_in_the_legends():
-    result = {"n": 240, "ci95": {name: [0.9, 1.0] for name in COMPARED}, **dict.fromkeys(COMPARED, 0.95)}
+    result = {"n": 240, "labels": ["normal", "_x"], **dict.fromkeys(COMPARED, 0.95)}
+    result["ci95"] = {name: [0.9, 1.0] for name in COMPARED}
     legend = comparison([result | {"name": name} for name in ("test", "_x")]).axes[0].get_legend()
     assert [text.get_text().strip() for text in legend.get_texts()] == ["test (n = 240)", "_x (n = 240)"]
     legend = trust(*table_of("_sick", 1)).axes[1].get_legend()

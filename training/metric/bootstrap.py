@@ -6,6 +6,7 @@ import numpy as np
 
 BINS = 10  # of the expected calibration error, with equal numbers of images
 CHUNK = 2_000_000  # draws x images that are drawn at a time by one thread
+CHANCE_DRAWS = 200  # of what chance alone gives
 PIECE = 500_000  # of these whose areas are found at a time, for they stay in the processor's caches
 
 
@@ -38,8 +39,8 @@ def bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence=Non
     numbers = of_confusion(confusion, prevalence)
     numbers |= {"roc_auc_of_class": aucs, "average_precision_of_class": precisions}
     return numbers | {
-        "roc_auc": aucs[:, 1] if classes == 2 else _mean_of_drawn(aucs),
-        "average_precision": precisions[:, 1] if classes == 2 else _mean_of_drawn(precisions),
+        "roc_auc": aucs[:, 1] if classes == 2 else aucs.mean(axis=1),
+        "average_precision": precisions[:, 1] if classes == 2 else precisions.mean(axis=1),
         "brier": sums[:, classes * classes] / confusion.sum(axis=(1, 2)),
         "ece": np.abs(sums[:, classes * classes + 1 :]).sum(axis=1) / confusion.sum(axis=(1, 2)),
     }
@@ -129,7 +130,7 @@ def calibration_error(probabilities, truth):
     return float(np.abs(calibration_gaps(probabilities, truth).sum(axis=0)).sum() / len(truth))
 
 
-def chance_errors(probabilities, groups, draws, seed):
+def chance_errors(probabilities, groups, seed, draws=CHANCE_DRAWS):
     """The calibration errors that chance gives where the probabilities are right: (draws,).
 
     An image is of the class that a number of its group, drawn evenly from 0 to 1, falls into, so that like images of
@@ -144,6 +145,17 @@ def chance_errors(probabilities, groups, draws, seed):
         correct = (above - confidence <= number) & (number < above)
         errors[draw] = np.abs((confidence - correct) @ bins).sum() / len(rows)
     return errors
+
+
+def error_interval(error, drawn, by_chance):
+    """95 % interval of a calibration error from those of the draws, and from [low, high] of what chance gives.
+
+    Chance makes such an error larger, and drawing anew once more, so percentiles lie too high; they are reflected at
+    the error (the basic bootstrap: Davison and Hinkley, Bootstrap methods and their application, 1997, 5.2). Where
+    chance alone would give as much, it may be 0.
+    """
+    low, high = interval(drawn)
+    return [0.0 if error <= by_chance[1] else min(error, max(0.0, 2 * error - high)), max(error, 2 * error - low)]
 
 
 def draw_groups(generator, draws, number):
@@ -164,13 +176,6 @@ def _in_bins(confidence, bins):
     _, place, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)
     return ((filled[ends] - filled[ends - sizes]) / sizes[:, None])[place]
-
-
-def _mean_of_drawn(values):
-    """Mean over the classes that a draw holds, of (draws, classes); NaN in a draw that holds none."""
-    drawn = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(drawn, values, 0).sum(axis=1) / drawn.sum(axis=1)
 
 
 def _chunks(draws, images, seed):

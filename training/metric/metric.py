@@ -2,7 +2,7 @@
 
 Areas under curves are scikit-learn's; the 95 % intervals are percentiles of a bootstrap over groups (patients or
 clips), because images of one group are not independent: Field and Welsh, Bootstrapping clustered data, J. R. Stat.
-Soc. B 2007, 69:369.
+Soc. B 2007, 69:369; but for the calibration error, see `error_interval`.
 """
 
 from copy import deepcopy
@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from .bootstrap import bootstrap
 from .bootstrap import calibration_error
 from .bootstrap import chance_errors
+from .bootstrap import error_interval
 from .bootstrap import interval
 from .bootstrap import of_confusion
 from .bootstrap import predictive_value
@@ -49,7 +50,6 @@ NUMBERS = (
     *("ppv", "npv", "mcc", "brier", "ece"),
 )
 PER_CLASS = ("sensitivity", "specificity", "precision", "roc_auc", "average_precision")
-CHANCE_DRAWS = 200  # behind ece_by_chance
 
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
@@ -96,8 +96,9 @@ class ChestOpacityMetric(evaluate.Metric):
         if draws:
             drawn = bootstrap(probabilities, truth, decided, groups, draws, seed, prevalence)
             told["ci95"] = _arranged(drawn, labels, interval)
+            told["ece_by_chance"] = interval(chance_errors(probabilities, groups, seed))
+            told["ci95"]["ece"] = error_interval(told["ece"], drawn["ece"], told["ece_by_chance"])
             _widen(told, groups, truth, decided, prevalence)
-            told["ece_by_chance"] = interval(chance_errors(probabilities, groups, CHANCE_DRAWS, seed))
         return told
 
 
@@ -143,9 +144,9 @@ def _widen(told, groups, truth, decided, prevalence):
 
     An AUC is one too: of the pairs of an image of the class and another that are ranked right, of which as many are
     independent as there are groups of the rarer kind. So are average precision and F1, and what is told of all classes
-    is no surer than the class of fewest groups, see also `_widen_means`; a correlation of 1 is as sure as the shares
-    behind it. Of one group nothing is told of others, also by a correlation, a Brier score and a calibration error.
-    Predictive values are shares of the groups called so at the images' own prevalence only; see
+    is no surer than the class of fewest groups, see also `_widen_means`; a correlation of 1 or -1 is as sure as the
+    shares behind it. Of one group nothing is told of others, also by a correlation, a Brier score and a calibration
+    error. Predictive values are shares of the groups called so at the images' own prevalence only; see
     `_widen_predictive_values`.
     """
     labels, intervals = told["labels"], told["ci95"]
@@ -172,8 +173,10 @@ def _widen(told, groups, truth, decided, prevalence):
     ]
     if prevalence is None:
         shares += [(intervals, "ppv", called[-1]), (intervals, "npv", not_called[-1])]
-    if intervals["mcc"] is not None and intervals["mcc"][0] == 1:
+    if intervals["mcc"] == [1.0, 1.0]:
         shares.append((intervals, "mcc", min(of_class)))
+    elif intervals["mcc"] == [-1.0, -1.0]:  # as sure as 1 is
+        intervals["mcc"] = [-bound for bound in reversed(widened([1.0, 1.0], min(of_class)))]
     elif intervals["mcc"] is not None and min(of_class) == 1:
         intervals["mcc"] = [-1.0, 1.0]
     if groups.max() == 0:
