@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
+
+from training.stages import statistics_kept
 
 
 def sharpness_aware(model: nn.Module, rho: float, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -23,7 +24,7 @@ def sharpness_aware(model: nn.Module, rho: float, backward: Callable[[], torch.T
     for parameter in parameters:
         parameter.grad = None
     loss = backward()
-    with _uphill(parameters, rho), _statistics_kept(model):
+    with _uphill(parameters, rho), statistics_kept(model):
         for parameter, gradient in zip(parameters, accumulated, strict=True):
             parameter.grad = gradient
         backward()
@@ -43,17 +44,3 @@ def _uphill(parameters: list[nn.Parameter], rho: float) -> Iterator[None]:
     finally:
         with torch.no_grad():
             torch._foreach_copy_(moved, kept)
-
-
-@contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norm by the statistics of the batch, as in training, but without running ones that learn of it."""
-    norms = (each for each in model.modules() if isinstance(each, _BatchNorm))
-    learning = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in learning:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in learning:
-            norm.track_running_stats = True

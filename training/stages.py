@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from hashlib import sha256
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +23,20 @@ def head_of(model: nn.Module) -> nn.Module:
     """What stands between the pooled features and the logits."""
     timm = getattr(model, "timm_model", None)
     return model.classifier if timm is None else timm.get_classifier()
+
+
+def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers but the head's, by their names."""
+    of_head = {id(value) for value in head_of(model).state_dict(keep_vars=True).values()}
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in of_head}
+
+
+def digest_of_body(model: nn.Module) -> str:
+    """64 hex digits that change with them; the head may be drawn by chance."""
+    digest = sha256()
+    for name, value in body_of(model).items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -96,19 +113,18 @@ def recompute_stages(model: nn.Module) -> None:
 
 
 def _contexts(stage: nn.Module):
-    return nullcontext(), _still_statistics(stage)
+    return nullcontext(), statistics_kept(stage)
 
 
 @contextmanager
-def _still_statistics(stage: nn.Module):
-    """The second pass must not count for the statistics of batch norm again."""
-    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm) and module.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """A second pass over a batch, of which the running statistics of batch norm are not to learn again."""
+    norms = (each for each in module.modules() if isinstance(each, _BatchNorm) and each.training)
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
