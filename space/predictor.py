@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from space import mlp_head  # noqa: F401  so that a model with that head loads w
 from space.abstention import Abstention
 from space.clips import load_frames
 from space.errors import InputError, reason_of
-from space.runtimes import Network, check_mode, cores, exported_files, load_runtime
+from space.runtimes import Network, check_mode, cores, exported_files, load_runtime, threads_for
 from space.saliency import methods_for, placed, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
@@ -192,22 +191,15 @@ class Predictor:
         file's number from 0, its image, or the frame that is most surely what the clip is called, and what the model
         says of that by `method`.
         """
-        threads = torch.get_num_threads()
         workers = self._feeders if method in {None, "cam"} else 1  # the others listen to the passes of one thread
-        pool = ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(threads if workers == 1 else 1,)
-        )
         sources, ahead = enumerate(sources), deque()
-        try:
+        with threads_for(workers) as pool:
             while True:
                 while len(ahead) < 2 * workers and (batch := list(islice(sources, self._batch))):
                     ahead.append(pool.submit(self._answer_files, batch, method, show))
                 if not ahead:
                     return
                 yield from ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
     def _answer_files(
         self, sources: Sequence[tuple[int, Source | InputError]], method, show

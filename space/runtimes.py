@@ -6,7 +6,9 @@ All take pixels (images, 3, height, width) as uint8, and give the outputs of `Ne
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -66,7 +68,6 @@ def load_runtime(runtime: str, precision: str, folder: Path, network: Network | 
     bulk: it is called from as many threads as there are cores, and each call is to take one of them; otherwise one
     call takes all cores. Raises InputError when the runtime is not installed or nothing was exported for it.
     """
-    check_mode(runtime, precision)
     if runtime == "torch":
         return _torch(network, precision)
     file = folder / exported_name(runtime, precision)
@@ -88,6 +89,19 @@ def cores() -> int:
     """How many cores this process may use: its share of those of the machine, where several were launched there."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@contextmanager
+def threads_for(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Several threads that run networks, each on one core, or a single one on all; what waits is dropped at the end."""
+    cores_of_torch = torch.get_num_threads()
+    each = cores_of_torch if workers == 1 else 1
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores_of_torch)
 
 
 def _torch(network: Network, precision: str) -> Run:

@@ -213,7 +213,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self.as_given = {"report_to": self.report_to, "fsdp": self.fsdp}  # which become what a recipe cannot say
         super().__post_init__()
         if workers is None:
-            self.dataloader_num_workers = best_workers(self.device.type, self.local_world_size)
+            self.dataloader_num_workers = best_workers(self.device.type)
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         gpus, self._n_gpu = self.n_gpu, min(self.n_gpu, 1)  # or nn.DataParallel would multiply batch and loss
         self.precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"

@@ -230,8 +230,6 @@ def _judged(images: pd.DataFrame, prints: Fingerprints, name: str, sites: Sequen
 
 
 def _confounds(rows: pd.DataFrame, prints: Fingerprints) -> list[dict]:
-    if rows["label"].nunique() < 2:
-        return []
     facts = prints.facts.loc[rows.index].assign(site=rows["site"])
     return find_confounds(facts, _numbered(rows["label"]), rows["merged"].to_numpy())
 

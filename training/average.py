@@ -29,7 +29,7 @@ from training.calibration import Calibration
 from training.card import write_card
 from training.checkpoints import PLACES
 from training.cli import Parser, run
-from training.evaluate import report, require_own, rows_of_folds, select_rows, with_pixels
+from training.evaluate import report, rows_of_folds, select_rows
 from training.groups import with_groups
 from training.learned import ALSO
 from training.measure import measure
@@ -62,9 +62,6 @@ def average(folders: Sequence[Path], data: str, output: Path) -> tuple[list[str]
     predictor = predictors[0]
     rows = with_groups(load_data(data, predictor.labels))
     parts = rows_of_folds(folders, select_rows(rows, folders[0], None, recipe["sites"]), None)
-    parts = list(map(with_pixels, parts))
-    for folder, part in zip(folders, parts, strict=True):
-        require_own(folder, part)
     rows = concatenate_datasets(parts)
     logits = np.concatenate([look_at(each, part)[0] for each, part in zip(predictors, parts, strict=True)])
     # Without avg_fn, torch goes another way on a GPU, by which the counts of batch norm have no mean.

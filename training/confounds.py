@@ -37,7 +37,7 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
     are told by small gradient-boosted trees in StratifiedGroupKFold, with fewer than FOLDS groups of a class in as many
     folds as there are. Returns nothing when a class has fewer than two groups.
     """
-    smallest = min(len(set(groups[labels == label])) for label in np.unique(labels))
+    smallest = min((len(set(groups[labels == label])) for label in np.unique(labels)), default=0)
     if len(np.unique(labels)) < 2 or smallest < 2:
         return []
     folds = list(StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=0).split(labels, labels, groups))

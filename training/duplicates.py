@@ -8,7 +8,7 @@ compared: the correlation of what is finer than the hash sees, speckle and edges
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -39,20 +39,13 @@ def find_copies(prints: Fingerprints, turned: bool = False) -> pd.DataFrame:
     Images without structure have no copies: a clip that begins with a black frame is no copy of another that does.
     """
     pixels = prints.facts["pixels"].where(_structured(prints.thumbnails), "")
-    exact = [(first, other) for first, *others in same_pixels(pixels) for other in others]
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(value, index), index) for index, value in enumerate(pixels) if value]
+    exact = [(one, other) for one, other in pairs if one != other]
     near, likeness = near_copies(prints.thumbnails, turned, [other for _, other in exact])
     rows = [(one, other, "exact", 1.0) for one, other in exact]
     rows += [(one, other, "near", float(alike)) for (one, other), alike in zip(near.tolist(), likeness, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["one", "other", "kind", "likeness"])
-
-
-def same_pixels(hashes: Iterable[str]) -> list[list[int]]:
-    """Sets of indices with one content hash, each of two or more; "" is no hash."""
-    found: dict[str, list[int]] = {}
-    for index, value in enumerate(hashes):
-        if value:
-            found.setdefault(value, []).append(index)
-    return [indices for indices in found.values() if len(indices) > 1]
 
 
 def near_copies(

@@ -41,15 +41,6 @@ def with_pixels(rows: Dataset) -> Dataset:
     return rows.add_column("pixels", prints.facts["pixels"].tolist())
 
 
-def require_own(folder: Path, rows: Dataset) -> None:
-    """Raise InputError when of rows chosen by the names in split.csv none has the pixels of an image that is in it."""
-    if not np.isin(np.asarray(rows["pixels"]), read_split(folder)["pixels"]).any():
-        raise InputError(
-            f"{folder}: found other images under the names of its split.csv, {rows['path'][0]} for one; expected those "
-            "that it was trained with"
-        )
-
-
 def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
     """The labelled rows of a part of the model's own split.csv, or of some sites, or all.
 
@@ -81,10 +72,22 @@ def select_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str]
     return rows.select(np.flatnonzero(chosen))
 
 
+def own_rows(rows: Dataset, folder: Path, split: str | None, sites: list[str] | None) -> Dataset:
+    """Those of `select_rows`, `with_pixels`. Raises InputError, too, when of a part none has the pixels of one that
+    is in split.csv."""
+    chosen = with_pixels(select_rows(rows, folder, split, sites))
+    if split and not np.isin(np.asarray(chosen["pixels"]), read_split(folder)["pixels"]).any():
+        raise InputError(
+            f"{folder}: found other images under the names of its split.csv, {chosen['path'][0]} for one; expected "
+            "those that it was trained with"
+        )
+    return chosen
+
+
 def rows_of_folds(folders: Sequence[Path], rows: Dataset, sites: list[str] | None) -> list[Dataset]:
-    """For each model folder the rows of its own test part, or those of some sites; raises InputError when two folders
+    """For each model folder the `own_rows` of its test part, or those of some sites; raises InputError when two folders
     would judge one image."""
-    parts = [select_rows(rows, folder, "test", sites) for folder in folders]
+    parts = [own_rows(rows, folder, "test", sites) for folder in folders]
     paths = Counter(path for part in parts for path in part["path"])
     doubled = [path for path, count in paths.items() if count > 1]
     if doubled:
@@ -96,15 +99,12 @@ def report(result: dict) -> str:
     """The printed report of what `measure` returns."""
     cases, saliency = result["cases"], result["saliency"]
     lines = [f"{result['name']}: {result['n']} images in {result['groups']} groups", "", classification_tables(result)]
-    lines.append(f"\n{cases['n']} clips or patients: {in_words(cases, ('accuracy', 'roc_auc'))}")
+    lines.append(f"\n{cases['n']} clips or patients: {in_words(cases)}")
     for column, values in result["subgroups"].items():
         if len(values) > MOST_SUBGROUPS:
             lines.append(f"{column}: {len(values)} of them, in eval/{result['name']}.json")
             continue
-        lines += [
-            f"{column} {value}, {told['n']} images: {in_words(told, ('accuracy', 'roc_auc'))}"
-            for value, told in values.items()
-        ]
+        lines += [f"{column} {value}, {told['n']} images: {in_words(told)}" for value, told in values.items()]
     lines.append(f"unlike the training images: {result['abstained']['images']} of {result['n']}")
     low, high = result["ece_by_chance"]
     lines.append(f"calibration error by chance, were the probabilities right: {low:.3f} to {high:.3f}")
@@ -188,13 +188,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--saliency {args.saliency}: this network allows {', '.join(predictor.methods)}")
     rows = with_groups(load_data(args.data, predictor.labels))
     if args.folds:
-        parts = rows_of_folds([args.model, *args.folds], rows, args.sites)
+        first, *others = rows_of_folds([args.model, *args.folds], rows, args.sites)
     else:
-        parts = [select_rows(rows, args.model, args.split, args.sites)]
-    first, *others = parts = list(map(with_pixels, parts))
-    if args.split or args.folds:
-        for folder, part in zip([args.model, *(args.folds or ())], parts, strict=True):
-            require_own(folder, part)
+        first, *others = [own_rows(rows, args.model, args.split, args.sites)]
     result = measure(
         args.model,
         first,

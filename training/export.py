@@ -24,22 +24,20 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as Picture
 from safetensors.numpy import save_file
-from sklearn.metrics import roc_auc_score
-from tqdm.auto import tqdm
 
 from space.abstention import file_of
 from space.errors import InputError
 from space.images import load_image
-from space.predictor import Answer, Predictor
+from space.predictor import Predictor
 from space.runtimes import Network, exported_name, load_runtime
 from space.saliency import last_stage
 from training.card import write_card
 from training.cli import Parser, run
-from training.evaluate import require_own, select_rows
-from training.fingerprint import take_fingerprints
+from training.evaluate import own_rows
 from training.hub import model_folder
+from training.measure import arrays, load_metric, predict_rows
 from training.outputs import new_file, read_again, require_model_folder, writing
-from training.settle import fit_abstention, look_at
+from training.settle import evenly, fit_abstention, look_at
 from training.sources import load_data
 
 CALIBRATION = 300  # training images that ranges of int8 are taken from
@@ -59,10 +57,7 @@ def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
         raise InputError(f"--format {runtime} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     predictor = Predictor(folder, bulk=True)
     rows = load_data(data, predictor.labels)
-    train, validation = (select_rows(rows, folder, part, None) for part in ("train", "validation"))
-    for part in (train, validation):
-        pixels = take_fingerprints(part).facts["pixels"].tolist()
-        require_own(folder, part.select_columns(["path"]).add_column("pixels", pixels))
+    train, validation = (own_rows(rows, folder, part, None) for part in ("train", "validation"))
     precision = "int8" if int8 else "float32"
     with writing(folder), tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
         work = Path(scratch)
@@ -179,8 +174,11 @@ def _quantise_openvino(_: Predictor, work: Path, batches: list[np.ndarray]) -> N
 
 def _pixels(predictor: Predictor, train: Dataset) -> list[np.ndarray]:
     """Pixels of evenly spaced training images, one by one."""
-    every = np.unique(np.linspace(0, len(train) - 1, min(CALIBRATION, len(train))).astype(int))
-    images = train.select(every).select_columns(["image"]).cast_column("image", Image(decode=False))
+    images = (
+        train.select(evenly(len(train), CALIBRATION))
+        .select_columns(["image"])
+        .cast_column("image", Image(decode=False))
+    )
     return [predictor.pixels([load_image(row["image"])]) for row in images]
 
 
@@ -189,9 +187,9 @@ def _compare(predictor: Predictor, rows: Dataset, train: Dataset, work: Path, ru
 
     What is not float32 moves the stage features, and so gets an abstention of its own, in `work`.
     """
-    truth = np.asarray(rows["label"])
-    before = _answers(predictor, rows)
-    told = {"images": len(rows), "roc_auc": _roc_auc(truth, before), "modes": {}}
+    before = predict_rows(predictor, rows)
+    one, truth, _ = arrays(before, predictor.labels)
+    told = {"images": len(rows), "roc_auc": _roc_auc(truth, one), "modes": {}}
     for mode in (precision, "bf16") if (runtime, precision) == ("openvino", "float32") else (precision,):
         exported = copy.copy(predictor)
         exported.run = load_runtime(runtime, mode, work, None, bulk=True)
@@ -199,35 +197,20 @@ def _compare(predictor: Predictor, rows: Dataset, train: Dataset, work: Path, ru
             exported.abstention = fit_abstention(exported, train, look_at(exported, rows)[1])
             save_file(exported.abstention.tensors, file := work / file_of(f"{runtime}_{mode}"))
             shutil.copymode(predictor.folder / "config.json", file)  # which only the owner could read otherwise
-        after = _answers(exported, rows)
-        one, other = (np.stack([answer.probabilities for answer in answers]) for answers in (before, after))
-        distances = [np.array([answer.distance for answer in answers]) for answers in (before, after)]
+        after = predict_rows(exported, rows)
+        other, *_ = arrays(after, predictor.labels)
         told["modes"][mode] = {
             "max_difference": float(np.abs(one - other).max()),
-            "other_decisions": int((predictor.decide(one) != predictor.decide(other)).sum()),
-            "roc_auc": _roc_auc(truth, after),
-            "other_abstentions": int(((distances[0] > 1) != (distances[1] > 1)).sum()),
+            "other_decisions": int((before["prediction"] != after["prediction"]).sum()),
+            "roc_auc": _roc_auc(truth, other),
+            "other_abstentions": int((before["abstained"] != after["abstained"]).sum()),
         }
     return told
 
 
-def _answers(predictor: Predictor, rows: Dataset) -> list[Answer]:
-    images = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
-    sources = (row["image"] for row in images)
-    answers = list(tqdm(predictor.stream(sources), total=len(rows), desc="comparing", unit="image", leave=False))
-    for path, answer in zip(rows["path"], answers, strict=True):
-        if isinstance(answer, InputError):
-            raise InputError(f"{path}: {answer}")
-    return answers
-
-
-def _roc_auc(truth: np.ndarray, answers: list[Answer]) -> float | None:
-    """As evaluations have it: of more than two classes the mean of each against the rest; None where one is missing."""
-    probabilities = np.stack([answer.probabilities for answer in answers])
-    classes = probabilities.shape[1]
-    if len(np.unique(truth)) < classes:
-        return None
-    return float(roc_auc_score(truth, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr"))
+def _roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """As evaluations have it, without an interval."""
+    return load_metric().compute(predictions=probabilities, references=truth, draws=0)["roc_auc"]
 
 
 def _require_as_good(told: dict) -> None:

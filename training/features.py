@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
 
@@ -26,12 +24,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from space.runtimes import threads_for
 from training import augment
 from training.arguments import TrainingArguments
 from training.examples import Examples
 from training.loss import IGNORED
 from training.outputs import new_file
-from training.stages import head_of
+from training.stages import digest_of_body, head_of
 
 PIECE = 256  # images
 
@@ -108,7 +107,8 @@ def _run(model: PreTrainedModel, examples: Subset, args: TrainingArguments, prog
         if args.device.type == "cpu":
             size = min(size, -(-len(examples) // torch.get_num_threads()))
             batches = [range(first, min(first + size, len(examples))) for first in range(0, len(examples), size)]
-            found = _on_each_core(lambda keys: features(default_collate(examples.__getitems__(keys))), batches)
+            with threads_for(torch.get_num_threads()) as pool:
+                found = list(pool.map(lambda keys: features(default_collate(examples.__getitems__(keys))), batches))
         else:
             found = map(features, DataLoader(examples, size, num_workers=args.dataloader_num_workers))
         return torch.cat(list(found)).numpy()
@@ -116,32 +116,16 @@ def _run(model: PreTrainedModel, examples: Subset, args: TrainingArguments, prog
         hook.remove()
 
 
-def _on_each_core(work: Callable, batches: Iterable) -> list:
-    """work(batch) of all, each on one core, which decodes and computes for itself: faster than all cores on one."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        return list(pool.map(work, batches))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
 def _base_key(model: PreTrainedModel, examples: Examples, args: TrainingArguments) -> dict:
-    body = hashlib.sha256()
-    own = {id(tensor) for tensor in head_of(model).state_dict(keep_vars=True).values()}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in own:
-            body.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     chances = {}
     if examples.augmentation != "none":
         code = hashlib.sha256(Path(augment.__file__).read_bytes()).hexdigest()
         chances = {"augment": examples.augmentation, "seed": examples.seed, "code": code, "rows": len(examples)}
     return chances | {
-        "weights": body.hexdigest(),
+        "weights": digest_of_body(model),
         "body": [type(model).__name__, model.config.to_dict()],
         "processor": examples.processor.to_dict(),
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+        "precision": args.precision,
         "device": args.device.type,
         "torch": torch.__version__,
     }

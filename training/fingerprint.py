@@ -113,7 +113,7 @@ def _facts(content: bytes, image: Image.Image) -> tuple[dict, np.ndarray]:
         "deviation": float(np.sqrt(histogram @ (np.arange(256) - histogram @ np.arange(256)) ** 2)) / 255,
         "black": float(histogram[:6].sum()),
         "white": float(histogram[-6:].sum()),
-        "entropy": float(-(histogram[histogram > 0] * np.log2(histogram[histogram > 0])).sum()),
+        "entropy": grey.entropy(),
         "most_common": float(histogram.max()),
     }
     levels = histogram.reshape(LEVELS, -1).sum(axis=1)

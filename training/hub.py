@@ -26,6 +26,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from space.errors import InputError
 from training.outputs import copy_files, new_folder
+from training.sources import is_hub_id
 
 # What a model folder holds; code where its head is none of transformers' own, and what was exported.
 FILES = ["*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml", "split.csv", "report.html"]
@@ -70,7 +71,7 @@ def model_folder(model: str) -> Path:
 
     Raises InputError when the Hub's repository is no model folder, or models/NAME is another model.
     """
-    if Path(model).is_dir() or not _is_user_and_name(model):
+    if not is_hub_id(model):
         return Path(model)
     with plainly(f"model {model}"):
         fetched = Path(snapshot_download(model, allow_patterns=FILES, ignore_patterns="*-checkpoint/*"))
@@ -88,11 +89,6 @@ def model_folder(model: str) -> Path:
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-def _is_user_and_name(model: str) -> bool:
-    """Whether it reads as user/name and not as the path of something that is there, or was meant to be."""
-    return model.count("/") == 1 and not Path(model).exists() and not Path(model).parent.is_dir()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
@@ -17,7 +16,7 @@ from space.predictor import Predictor
 from training.calibration import Calibration, fit_shift
 from training.settle import evenly, look_at, save_model
 from training.split import draw_shares
-from training.stages import head_of
+from training.stages import body_of
 
 
 def interpolate(folder: Path, start: PreTrainedModel, knows: bool, train: Dataset, share: float) -> str:
@@ -38,12 +37,11 @@ def interpolate(folder: Path, start: PreTrainedModel, knows: bool, train: Datase
         Calibration("vector", np.ones_like(shift), shift).fold_into(model)
         moved = ", ".join(f"{label} {by:+.2f}" for label, by in zip(predictor.labels, shift, strict=True))
         line += f", whose logits the train part shifts by {moved}"
-    apart = set() if knows else {id(value) for value in head_of(model).state_dict(keep_vars=True).values()}
-    with torch.no_grad():
-        for name, value in model.state_dict(keep_vars=True).items():
-            if id(value) in apart or not value.is_floating_point():  # as the number of batches that batch norm has seen
-                value.copy_(fitted[name])
-            else:
-                value.lerp_(fitted[name], 1 - share)
+    mixed = fitted.keys() if knows else body_of(model).keys()
+    for name, value in model.state_dict().items():
+        if name in mixed and value.is_floating_point():
+            value.lerp_(fitted[name], 1 - share)
+        else:  # as the number of batches that batch norm has seen
+            value.copy_(fitted[name])
     save_model(predictor, folder)
     return line

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+
+from space.runtimes import cores
 
 
 def best_precision(device: str) -> tuple[str, str]:
@@ -26,11 +26,9 @@ def best_precision(device: str) -> tuple[str, str]:
     return "float32", device
 
 
-def best_workers(device: str, processes: int) -> int:
-    """How many processes decode for each that trains: on a GPU up to 8 of the cores, else a quarter of them.
+def best_workers(device: str) -> int:
+    """How many processes decode for each that trains: on a GPU up to 8 of its cores, else a quarter of them.
 
     Where the processor trains too, torch computes on all cores already; below four, workers only take turns with it.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // processes
-    return max(0, min(8, share - 1)) if device != "cpu" else min(4, share // 4)
+    return min(8, cores() - 1) if device != "cpu" else min(4, cores() // 4)

@@ -103,7 +103,8 @@ def predict_rows(predictor: Predictor, rows: Dataset) -> pd.DataFrame:
     """
     sources = (row["image"] for row in rows.select_columns(["image"]).cast_column("image", Image(decode=False)))
     answers = list(tqdm(predictor.stream(sources), total=len(rows), desc="predicting", unit="image", leave=False))
-    broken = [(path, answer) for path, answer in zip(rows["path"], answers, strict=True) if _failed(answer)]
+    named = zip(rows["path"], answers, strict=True)
+    broken = [(path, answer) for path, answer in named if isinstance(answer, InputError)]
     if broken:
         raise InputError(f"found {len(broken)} images broken, {broken[0][0]} for one: {broken[0][1]}")
     labels = np.asarray(predictor.labels)
@@ -185,10 +186,6 @@ def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:
     ]
     results = (result, _numbers(other, labels, result["prevalence"]))
     return compare(results, [side[0] for side in sides], decided, sides[0][1], sides[0][2])
-
-
-def _failed(answer) -> bool:
-    return isinstance(answer, InputError)
 
 
 def _listed(folder: Path, rows: Dataset, *parts: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from space.errors import InputError, reason_of
 from space.mlp_head import MlpHeadConfig, MlpHeadForImageClassification
 from training.arguments import ModelArguments
-from training.stages import freeze, head_of
+from training.stages import body_of, freeze
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BASIC, DEEP = [64, 128, 256, 512], [256, 512, 1024, 2048]
@@ -185,11 +185,8 @@ def _pretrained(name: str, head: dict) -> PreTrainedModel:
         logging.set_verbosity(verbosity)
     if not hasattr(model, "classifier") and not hasattr(model, "timm_model"):
         raise InputError(f"base {name}: a {type(model).__name__} has no single head that could be made anew")
-    weights = model.state_dict(keep_vars=True)
-    of_head = {id(weight) for weight in head_of(model).state_dict(keep_vars=True).values()}
     new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-    absent = sorted(key for key in new & weights.keys() if id(weights[key]) not in of_head)
-    if absent:
+    if absent := sorted(new & body_of(model).keys()):
         raise InputError(f"base {name}: it lacks weights of the body, {absent[0]} for one; only the head may be new")
     return model
 

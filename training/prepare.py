@@ -16,7 +16,7 @@ from training.audit import audit_data, find_leaks
 from training.fingerprint import require_readable
 from training.processes import from_main_process, main_process_first
 from training.sources import UNLABELLED, load_data, require_sites
-from training.split import PARTS, balance_all, balance_train, deviation, require_test_part, split
+from training.split import PARTS, balance, deviation, require_test_part, split
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def prepare(args: DataArguments) -> Prepared:
     named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
     rows = named[args.data]
     home = rows.select(of_home)
-    parts = split(balance_all(home, args), args)
+    parts = split(balance(home, args, "all"), args)
     _require_parts(parts, rows.features["label"].names, args)
     off = deviation(parts, args)
-    parts["train"] = balance_train(parts["train"], args)
+    parts["train"] = balance(parts["train"], args, "train")
     if args.external:
         parts["external"] = _labelled(named[args.external])
     elif (known & ~internal).any():

@@ -105,8 +105,6 @@ def push(
     cannot be written to, holds something else, or holds an evaluation of this very model that is not here, or is of
     other images here.
     """
-    if not dry_run:
-        hub.require_token()
     plans = [_plan(upload, revision, private, dry_run) for upload in uploads]
     tagged = [plan for plan in plans if tag and plan.upload.kind != "space"]
     known = {plan.upload: repositories.tags(plan.upload).get(tag) if plan.head else None for plan in tagged}

@@ -28,6 +28,7 @@ from space.predictor import BATCH, Predictor
 from space.saliency import saliency_maps, scaled_map
 from training.listings import NORMAL
 from training.metric.bootstrap import interval, widened
+from training.settle import evenly
 
 SAMPLE = 12  # images for the first two tests, which need many forward passes
 RANDOM = 3  # networks with random weights
@@ -49,8 +50,8 @@ def check_saliency(predictor: Predictor, rows: Dataset, table: pd.DataFrame, met
     names = {label: index for index, label in enumerate(predictor.labels)}
     classes = torch.tensor([names[label] for label in table["prediction"].iloc[chosen]], device=pixels.device)
     groups = table["group"].to_numpy()[chosen]
-    maps = _maps(predictor, pixels, classes, method)
-    weights = _weights(predictor, pixels, classes, method, maps, groups)
+    maps = _maps(predictor.model, pixels, classes, method)
+    weights = _weights(predictor.model, pixels, classes, method, maps, groups)
     result = {"method": method, "images": len(chosen), "weights": weights}
     result |= _deletion_and_insertion(predictor, pixels, classes, maps, groups)
     place = _place(predictor, rows, table, method)
@@ -73,24 +74,22 @@ def _pixels(predictor: Predictor, rows: Dataset, chosen: np.ndarray) -> torch.Te
     return predictor.pixel_values([load_image(image) for image in images])
 
 
-def _maps(predictor: Predictor, pixels: torch.Tensor, classes: torch.Tensor, method: str) -> np.ndarray:
+def _maps(model: nn.Module, pixels: torch.Tensor, classes: torch.Tensor, method: str) -> np.ndarray:
     """Maps at the size of the network's input: (images, height, width)."""
     found = [
-        saliency_maps(predictor.model, pixels[first : first + BATCH], classes[first : first + BATCH], method)
+        saliency_maps(model, pixels[first : first + BATCH], classes[first : first + BATCH], method)
         for first in range(0, len(pixels), BATCH)
     ]
     found = torch.cat(found).float()[:, None]
     return interpolate(found, size=pixels.shape[2:], mode="bicubic", align_corners=False)[:, 0].cpu().numpy()
 
 
-def _weights(predictor: Predictor, pixels, classes, method: str, maps: np.ndarray, groups: np.ndarray) -> dict:
-    random = copy.copy(predictor)
-    random.model = copy.deepcopy(predictor.model)
-    alike = []
+def _weights(model: nn.Module, pixels, classes, method: str, maps: np.ndarray, groups: np.ndarray) -> dict:
+    random, alike = copy.deepcopy(model), []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(RANDOM):
-            for module in random.model.modules():
+            for module in random.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d) or hasattr(module, "running_mean"):
                     module.reset_parameters()
             others = _maps(random, pixels, classes, method)
@@ -153,7 +152,7 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
     if "mask" not in rows.column_names:
         return None
     has = np.flatnonzero(np.asarray(rows["mask"]) != "")
-    has = has[np.unique(np.linspace(0, len(has) - 1, min(MASKED, len(has))).astype(int))] if len(has) else has
+    has = has[evenly(len(has), MASKED)]
     masks = {index: _opacity(file) for index, file in zip(has, rows.select(has)["mask"], strict=True)}
     masks = {index: mask for index, mask in masks.items() if mask.getextrema()[1]}
     if not masks:
@@ -165,7 +164,7 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
     classes = torch.tensor([own[label] for label in table["label"].iloc[has]], device=pixels.device)
     size = pixels.shape[:1:-1]
     hits, inside, shares = [], [], []
-    for saliency, mask in zip(_maps(predictor, pixels, classes, method), masks.values(), strict=True):
+    for saliency, mask in zip(_maps(predictor.model, pixels, classes, method), masks.values(), strict=True):
         mask = np.asarray(mask.resize(size)) > 127
         shown = scaled_map(saliency, size)
         near = distance_transform_edt(~mask) <= TOLERANCE if mask.any() else mask

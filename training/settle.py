@@ -89,9 +89,9 @@ def fit_abstention(predictor: Predictor, train: Dataset, of_validation: list[np.
     return Abstention.fit(look_at(predictor, train.select(evenly(len(train))))[1], of_validation)
 
 
-def evenly(count: int) -> np.ndarray:
-    """Indices of at most MOST of so many images, evenly over them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST)).astype(int))
+def evenly(count: int, most: int = MOST) -> np.ndarray:
+    """Indices of at most `most` of so many images, evenly over them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
 def look_at(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -148,16 +148,9 @@ def _by_class(paths: Sequence[str], labels: Sequence[int], seed: int) -> dict[in
     return of_class
 
 
-def balance_all(rows: Dataset, args: DataArguments) -> Dataset:
-    """All images as they are to be split, undersampled where balance_scope says so."""
-    if args.balance_scope == "train" or args.balance != "undersample":
-        return rows
-    return rows.select(undersample(list(rows["path"]), list(rows["label"]), args.per_class, args.split_seed))
-
-
-def balance_train(rows: Dataset, args: DataArguments) -> Dataset:
-    """The train part as it is to be trained on, balanced where balance_scope says so."""
-    if args.balance_scope == "all":
+def balance(rows: Dataset, args: DataArguments, scope: str) -> Dataset:
+    """The rows with fewer images of a class, or repeated ones, where balance_scope is this one: all, or train."""
+    if args.balance_scope != scope:
         return rows
     paths, labels = list(rows["path"]), list(rows["label"])
     if args.balance == "undersample":

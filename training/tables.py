@@ -53,11 +53,11 @@ def whose(name: str, labels: Sequence[str]) -> str:
     return " (mean of the classes)" if name in {"roc_auc", "average_precision"} else ""
 
 
-def in_words(result: dict, names: Sequence[str]) -> str:
-    """Some numbers of an evaluation in one line; those that are not defined are left out."""
+def in_words(result: dict) -> str:
+    """Accuracy and AUC of an evaluation in one line; what is not defined is left out."""
     told = [
         f"{name} {result[name]:.3f} [{result['ci95'][name][0]:.3f}, {result['ci95'][name][1]:.3f}]"
-        for name in names
+        for name in ("accuracy", "roc_auc")
         if result[name] is not None
     ]
     return ", ".join(told)

@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 from datasets import Dataset, Value, concatenate_datasets
 from filelock import FileLock
-from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import Trainer, TrainerState, set_seed
 from transformers.utils import logging
 
 from space.errors import InputError
@@ -49,7 +49,7 @@ from training.samples import save_samples
 from training.settle import settle
 from training.sources import all_synthetic, column, is_hub_id, is_phantom, phantom_version
 from training.split import PARTS
-from training.stages import head_of
+from training.stages import digest_of_body
 from training.tables import class_counts
 from training.threshold import check_rule
 from training.trainer import make_trainer
@@ -104,7 +104,7 @@ def train(
     work = final.with_name(f".{final.name}.unfinished")
     run = _run(recipe, fitted, training_args)
     if not base.model_name_or_path.startswith("scratch:"):
-        run["base"] = _digest_of_body(model)  # which may have become another under its name
+        run["base"] = digest_of_body(model)[:12]  # which may have become another under its name
     training_args.output_dir = str(work / "checkpoints")
     with ExitStack() as held:
         with main_process_first():
@@ -186,16 +186,6 @@ def _run(recipe: dict, fitted: dict[str, Dataset], args: TrainingArguments) -> d
     if RowGroups.of_rows(fitted["train"], 1, 1):  # whose order depends on who decodes them
         run["dataloader_num_workers"] = max(1, args.dataloader_num_workers)
     return run
-
-
-def _digest_of_body(model: PreTrainedModel) -> str:
-    """Of the weights that a fit starts from, but for the head, which may be drawn by chance."""
-    of_head, digest = {id(value) for value in head_of(model).state_dict(keep_vars=True).values()}, sha256()
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in of_head:
-            digest.update(name.encode())
-            digest.update(value.detach().contiguous().numpy())
-    return digest.hexdigest()[:12]
 
 
 def _digest(words: Iterable[str]) -> str:

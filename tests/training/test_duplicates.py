@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.images import COPIES, copy_of, speckle
 from training import duplicates
-from training.duplicates import find_copies, near_copies, same_pixels
+from training.duplicates import find_copies, near_copies
 from training.fingerprint import SIDE, Fingerprints, take_fingerprints
 from training.sources import load_data, phantom_folder
 
@@ -74,10 +74,6 @@ def test_images_without_structure_have_no_copies():
     blank = np.full((10, SIDE, SIDE), 90, np.uint8)
     assert near_copies(blank)[0].shape == (0, 2)
     assert near_copies(blank[:1])[0].shape == (0, 2)
-
-
-def test_equal_hashes_are_sets_and_no_hash_is_none():
-    assert same_pixels(["a", "b", "", "a", "", "a", "c"]) == [[0, 3, 5]]
 
 
 def test_exact_copies_are_set_aside_before_near_ones_are_looked_for(pictures):

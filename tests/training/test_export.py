@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from space.errors import InputError
-from space.predictor import Answer, Predictor
+from space.predictor import Predictor
 from tests.conftest import ROOT
 from tests.images import strange_pictures
 from training import evaluate, export, predict
-from training.measure import load_metric
 from training.push import model_upload
 
 pytestmark = pytest.mark.xdist_group("export")  # its fixture is slow
@@ -92,15 +91,6 @@ def test_predict_runs_it_and_push_takes_it_along(exported, small_phantom, tmp_pa
     files = model_upload(exported, "user/name", tmp_path).files
     assert {"model.onnx", "model_int8.onnx", "openvino_model.xml", "openvino_model.bin"} <= files.keys()
     assert {"openvino_model_int8.xml", "abstention_onnx_int8.safetensors", "eval/export_model.json"} <= files.keys()
-
-
-def test_the_auc_of_three_classes_is_that_of_evaluations():
-    rng = np.random.default_rng(0)
-    truth, probabilities = rng.permutation(np.arange(60) % 3), rng.dirichlet(np.ones(3), 60)
-    answers = [Answer(row, 0.5) for row in probabilities]
-    told = load_metric().compute(predictions=probabilities, references=truth, draws=0)["roc_auc"]
-    assert export._roc_auc(truth, answers) == pytest.approx(told)
-    assert export._roc_auc(truth * 0, answers) is None
 
 
 def test_a_quantisation_that_costs_auc_is_refused_and_leaves_nothing(small_model, tmp_path, monkeypatch):
