@@ -50,7 +50,7 @@ def whose(name: str, labels: Sequence[str]) -> str:
         return ""
     if name in {"sensitivity", "specificity", "precision", "ppv", "npv"}:
         return f" ({labels[-1]})"
-    return " (mean of the classes)" if name in {"roc_auc", "average_precision"} else ""
+    return " (class mean)" if name in {"roc_auc", "average_precision"} else ""
 
 
 def in_words(result: dict) -> str:

@@ -234,7 +234,7 @@ def test_of_three_classes_card_and_report_say_of_which_a_figure_is(small_model, 
     write_report(model)
     card = ModelCard.load(model / "README.md")
     for text in (card.text, (model / "report.html").read_text()):
-        for title in ("sensitivity (viral)", "negative predictive value (viral)", "AUC (mean of the classes)"):
+        for title in ("sensitivity (viral)", "negative predictive value (viral)", "AUC (class mean)"):
             assert title in text
     assert "specificity (viral)" in {each.metric_name for each in card.data.eval_results}
     assert "npv (viral)" in classification_tables(numbers)
