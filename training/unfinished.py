@@ -25,8 +25,8 @@ def unfinished(work: Path, run: dict, overwrite: bool) -> Iterator[None]:
 
     run is all that must be the same for the rest of a run to be what it would have been: the recipe, the images, their
     labels, the order of the classes, the base and the number of processes. Raises InputError, with the first
-    difference, when the folder is of another run, or when nothing tells of which its checkpoints are, unless that may
-    be overwritten; and always when a run is under way there.
+    difference, when a checkpoint of another run is there, or when nothing tells of which it is, unless that may be
+    overwritten; and always when a run is under way there.
     """
     work.mkdir(parents=True, exist_ok=True)
     with open(work / LOCK, "w") as held:
@@ -44,17 +44,13 @@ def unfinished(work: Path, run: dict, overwrite: bool) -> Iterator[None]:
 def _clear(work: Path, run: dict, overwrite: bool) -> None:
     """Keep what is of the same run, and whole."""
     run, before = yaml.safe_load(yaml.safe_dump(run)), read_run(work)
-    differs = difference(before, run)
-    if differs and before and not overwrite:
-        raise InputError(
-            f"{work}: a stopped run is there with {differs}; "
-            "go on with that recipe, choose another output_dir, or give it up with --overwrite true"
-        )
-    if differs and not overwrite and (checkpoint := last_checkpoint(work / "checkpoints")):
-        raise InputError(
-            f"{work}: {Path(checkpoint).name} of a stopped run is there, but no {RUN} that can be read; "
-            "choose another output_dir, or give it up with --overwrite true"
-        )
+    differs, whole = difference(before, run), last_checkpoint(work / "checkpoints")
+    if differs and whole and not overwrite:
+        if before:
+            found, remedy = f"a stopped run is there with {differs}", "go on with that recipe, "
+        else:
+            found, remedy = f"{Path(whole).name} of a stopped run is there, but no {RUN} that can be read", ""
+        raise InputError(f"{work}: {found}; {remedy}choose another output_dir, or give it up with --overwrite true")
     if differs:
         for path in work.iterdir():
             if path.name != LOCK:
@@ -63,7 +59,6 @@ def _clear(work: Path, run: dict, overwrite: bool) -> None:
         with new_file(work / RUN) as file:
             file.write_text(yaml.safe_dump(run, sort_keys=False))
     shutil.rmtree(work / "model", ignore_errors=True)
-    whole = last_checkpoint(work / "checkpoints")
     for checkpoint in (work / "checkpoints").glob("checkpoint-*"):
         if whole is None or int(checkpoint.name.split("-")[1]) > int(Path(whole).name.split("-")[1]):
             shutil.rmtree(checkpoint)  # cut short

@@ -354,7 +354,9 @@ def test_the_ultrasound_recipe_learns_from_simulated_sites_first_and_besides(
     command = [str(RECIPES / "ultrasound.yaml"), "--data", str(small_home)]
     command += ["--also", str(tmp_path / "many"), "--pretrain", str(tmp_path / "first.yaml"), "--image_size", "32"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "m")]
-    (tmp_path / ".first.unfinished").mkdir()
+    checkpoint = tmp_path / ".first.unfinished" / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
     (tmp_path / ".first.unfinished" / "run.yaml").write_text("model_name_or_path: another\n")
     still = ["--learning_rate", "0", "--weight_decay", "0"]
     train.main([*command, "--model_name_or_path", str(small_model), *still, "--overwrite", "true"])
@@ -423,7 +425,9 @@ def test_a_base_is_first_trained_as_the_command_says_and_is_the_same_however_it_
         *_, args, recipe = read_recipe([*command, *settings])
         return train._pretrain(recipe, args, False, print)
 
-    (tmp_path / ".first.unfinished").mkdir()
+    checkpoint = tmp_path / ".first.unfinished" / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
     (tmp_path / ".first.unfinished" / "run.yaml").write_text("model_name_or_path: another\n")
     with pytest.raises(InputError, match="first.unfinished: a stopped run is there with .* --overwrite true"):
         pretrained()

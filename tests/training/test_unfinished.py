@@ -89,6 +89,16 @@ def test_another_run_is_refused_unless_it_may_be_overwritten(tmp_path, other):
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_gives_way_to_another(tmp_path):
+    """As when its recipe was a mistake, which is mended now."""
+    open_unfinished(tmp_path, {"lr": 1e30}, False)
+    checkpoints(tmp_path / "checkpoints", checkpoint_9='{"half')
+    (tmp_path / "samples.png").write_bytes(b"of another run")
+    open_unfinished(tmp_path, {"lr": 1e-3}, False)
+    assert read_run(tmp_path) == {"lr": 1e-3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "run.yaml"]
+
+
 def test_a_run_that_is_under_way_is_not_opened_by_another_process_even_to_be_given_up(tmp_path):
     trying = textwrap.dedent(f"""
         from pathlib import Path
