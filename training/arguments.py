@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import sys
+from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -192,15 +193,21 @@ class TrainingArguments(transformers.TrainingArguments):
     sam_rho: float = field(
         default=0.0, metadata={"help": "step by the gradient found so far uphill, such as 0.05, in two passes; 0: none"}
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "stays false: a loss that is no number stops"}
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = field(
+        default="every_save",
+        metadata={
+            "help": "what push_to_hub sends, and when: the model at the end, after every checkpoint too, or with what "
+            "to go on from on any machine"
+        },
     )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "stays true: patience goes on where the fit was stopped"}
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "user/name: go on from the last checkpoint there, of a run of this recipe"}
     )
+    logging_nan_inf_filter: bool = False  # a loss that is no number stops
+    restore_callback_states_from_checkpoint: bool = True  # patience goes on where the fit was stopped
     disable_tqdm: bool | None = field(default=False, metadata={"help": "leave out the progress bars"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "stays false: images are decoded on access"})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "stays as it is"})
+    remove_unused_columns: bool = False  # images are decoded on access
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self):
         found = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "no accelerator"
@@ -230,7 +237,14 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 class RecipeParser(HfArgumentParser):
-    """HfArgumentParser with errors of one line."""
+    """HfArgumentParser with errors of one line, and a help of nothing but the keys that a recipe may say."""
+
+    def add_argument(self, *names: str, **settings) -> None:
+        if settings.get("action") == "store_false":  # --no_KEY, which is no key
+            return
+        if names[0].removeprefix("--") in {*STAYS, "hub_token"}:
+            settings["help"] = SUPPRESS
+        super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see chest-opacity train --help")

@@ -52,8 +52,6 @@ class HubSaves(TrainerCallback):
         """
         args.push_to_hub = False
         self.strategy = HubStrategy(args.hub_strategy)
-        if self.strategy is HubStrategy.ALL_CHECKPOINTS:
-            raise InputError("hub_strategy: all_checkpoints is not offered; expected end, every_save or checkpoint")
         self.private, self.revision = bool(args.hub_private_repo), args.hub_revision
         self.from_hub, self.recipe = from_hub, yaml.safe_dump(without_places(recipe, from_hub), sort_keys=False)
         if args.hub_token:

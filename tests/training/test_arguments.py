@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import yaml
@@ -67,6 +69,7 @@ def test_the_study_is_what_was_published():
         ("learning_rate: fast\n", [], "invalid float value: 'fast'"),
         ("report_to: nonsense\n", ["--data", "x", "--model_name_or_path", "y"], "nonsense is not supported"),
         ("balance: smote\n", [], "argument --balance: invalid choice: 'smote'"),
+        ("hub_strategy: all_checkpoints\n", [], "argument --hub_strategy.*: invalid choice: 'all_checkpoints'"),
         ("", [], "the following arguments are required: --data"),
         ("- a\n- b\n", [], "found a list, expected lines of key: value"),
         ("1: 2\n", [], "unknown key 1; chest-opacity train --help lists them all"),
@@ -123,6 +126,16 @@ def test_a_recipe_with_a_mistake_is_refused_in_one_line(recipe, text, arguments,
     with pytest.raises(InputError, match=message) as refusal:
         read_recipe([recipe(text), *arguments])
     assert "\n" not in str(refusal.value)
+
+
+def test_the_help_lists_nothing_but_keys_that_a_recipe_may_say(capsys):
+    with pytest.raises(SystemExit):
+        read_recipe(["--help"])
+    listed = re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out.partition("options:")[2])
+    assert {"--strict", "--hub_strategy", "--learning_rate"} < set(listed)
+    assert not {"--hub_token", "--save_only_model", "--label_names"} & set(listed)
+    with pytest.raises(InputError, match="unknown key the_last_one"):
+        read_recipe([str(RECIPES / "study.yaml"), *listed, "--the_last_one"])
 
 
 def test_a_recipe_that_does_not_exist_is_refused():

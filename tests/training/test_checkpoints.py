@@ -239,7 +239,6 @@ def test_a_run_from_a_model_of_the_hub_is_pushed_at_its_end_and_has_seen_whom_th
         ([], "", "found no token for the Hub"),
         ([], READER, "the token may not do this: it only reads"),
         (["--hub_token", "hf_seen"], OWNER, "hub_token would stand where others see it"),
-        (["--hub_strategy", "all_checkpoints"], OWNER, "expected end, every_save or checkpoint"),
         (["--resume_from_checkpoint", "clinic/gated"], OWNER, "clinic/gated: found no last-checkpoint/ there"),
         (["--model_name_or_path", "other/gated"], OWNER, "You are trying to access a gated repo"),
     ],
