@@ -73,6 +73,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--seed {args.seed}, --scale {args.scale}: expected a seed from 0 on, a scale from 0.01 to 100"
         )
+    if args.data != "phantom" and (args.seed, args.scale) != (0, 1):
+        raise InputError(
+            f"{args.data}: found --seed {args.seed}, --scale {args.scale}, which are for the bare phantom; leave them "
+            "out (phantom?seed=1&sites=120 has a seed too)"
+        )
     refuse_existing(args.output, "choose another --output, or remove it")
     with new_folder(args.output) as work:
         if args.data == "phantom":

@@ -86,7 +86,7 @@ def find_phantom(source: str) -> Path | None:
         return None
     _, options = _parse(source)
     _check_options(source, options, "phantom")
-    return phantom_folder(**{name: _number(name, text) for name, text in options.items()})
+    return phantom_folder(**{name: _number(name, text, 0 if name == "seed" else 1) for name, text in options.items()})
 
 
 def phantom_folder(seed: int = 0, sites: int | None = None) -> Path:
@@ -188,9 +188,9 @@ def _check_options(source: str | Path, options: dict[str, str], kind: str) -> No
         raise InputError(f"{source}: unknown option {name}; expected {known}")
 
 
-def _number(option: str, text: str | int) -> int:
-    if not str(text).isdigit() or int(text) < 1:
-        raise InputError(f"{option}={text}: expected a number of at least 1")
+def _number(option: str, text: str | int, least: int = 1) -> int:
+    if not str(text).isdecimal() or int(text) < least:
+        raise InputError(f"{option}={text}: expected a number of at least {least}")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from training import anatomy, phantom, phantom_sites, ultrasound
 from training.phantom import MOST_FRAMES, draw_frames, draw_patients, draw_sites, write_phantom
 from training.phantom_sites import Look, draw_varied_anatomy
-from training.sources import load_data, phantom_folder
+from training.sources import find_phantom, load_data, phantom_folder
 
 
 def source(module):
@@ -113,6 +113,10 @@ def test_frames_in_the_cache_are_not_used_when_they_would_be_drawn_otherwise_now
     changed.write_text(source(drawing) + "# other signs\n")
     monkeypatch.setattr(drawing, "__file__", str(changed))
     assert phantom_folder(sites=1) != before
+
+
+def test_the_seed_that_is_taken_where_none_is_named_can_be_named():
+    assert find_phantom("phantom?seed=0&sites=1") == find_phantom("phantom?sites=1") == phantom_folder(sites=1)
 
 
 def test_drawn_sites_have_a_frame_of_each_class_and_are_set_differently(tmp_path):
