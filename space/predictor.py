@@ -23,7 +23,15 @@ from space import mlp_head  # noqa: F401  so that a model with that head loads w
 from space.abstention import Abstention
 from space.clips import load_frames
 from space.errors import InputError, reason_of
-from space.runtimes import Network, check_mode, cores, exported_files, load_runtime, threads_for
+from space.runtimes import (
+    Network,
+    check_mode,
+    cores,
+    exported_files,
+    load_runtime,
+    require_exported,
+    threads_for,
+)
 from space.saliency import methods_for, placed, saliency_maps
 
 FILES = ["*.json", "*.safetensors"]  # of a Hub model
@@ -98,6 +106,7 @@ class Predictor:
             ) from None
         finally:
             logging.enable_progress_bar()
+        require_exported(runtime, precision, self.folder, model_id)
         config = self.model.config
         if config.num_labels < 2 or config.problem_type not in {None, "single_label_classification"}:
             raise InputError(

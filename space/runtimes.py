@@ -62,20 +62,26 @@ def check_mode(runtime: str, precision: str) -> None:
         raise InputError(f"{runtime} in {precision}: there is no such mode; expected one of {known}")
 
 
+def require_exported(runtime: str, precision: str, folder: Path, model_id: str | Path) -> None:
+    """Raise InputError when nothing was exported for a mode into a folder, which holds the model of that name."""
+    if runtime == "torch" or (folder / (name := exported_name(runtime, precision))).is_file():
+        return
+    line = f"{model_id}: found no {name}; make it with chest-opacity export {model_id} --format {runtime}"
+    line += " --int8" if precision == "int8" else ""
+    if not Path(model_id).is_dir():  # the Hub's
+        line += f", and give models/{str(model_id).rpartition('/')[2]} then, where that puts it"
+    raise InputError(line)
+
+
 def load_runtime(runtime: str, precision: str, folder: Path, network: Network | None, bulk: bool) -> Run:
     """What runs pixels in a mode of PRECISIONS; network is what torch runs.
 
     bulk: it is called from as many threads as there are cores, and each call is to take one of them; otherwise one
-    call takes all cores. Raises InputError when the runtime is not installed or nothing was exported for it.
+    call takes all cores. Raises InputError when the runtime is not installed or cannot load what was exported for it.
     """
     if runtime == "torch":
         return _torch(network, precision)
     file = folder / exported_name(runtime, precision)
-    if not file.is_file():
-        option = " --int8" if precision == "int8" else ""
-        raise InputError(
-            f"{folder}: found no {file.name}; make it with chest-opacity export {folder} --format {runtime}{option}"
-        )
     try:
         return _onnx(file, bulk) if runtime == "onnx" else _openvino(file, precision, bulk)
     except ImportError:

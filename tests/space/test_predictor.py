@@ -194,6 +194,21 @@ def test_weights_without_a_head_are_refused_and_do_not_answer_by_chance(small_mo
         Predictor(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        ("FOLDER", "FOLDER --format onnx --int8"),
+        ("user/name", "user/name --format onnx --int8, and give models/name then"),
+    ],
+)
+def test_what_was_not_exported_is_named_with_the_command_that_makes_it(small_model, monkeypatch, model, advice):
+    monkeypatch.setattr("space.predictor.snapshot_download", lambda *given, **settings: str(small_model))
+    model, advice = (text.replace("FOLDER", str(small_model)) for text in (model, advice))
+    with pytest.raises(InputError) as refusal:
+        Predictor(model, "onnx", "int8")
+    assert f"{model}: found no model_int8.onnx; make it with chest-opacity export {advice}" in str(refusal.value)
+
+
 @pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
 def test_a_network_whose_package_is_not_installed_is_refused_in_one_line(small_model, tmp_path):
     for name in ("model.safetensors", "preprocessor_config.json"):
