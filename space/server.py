@@ -22,8 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     import gradio as gr
 
-KEPT = 600  # seconds for which an upload may lie on the disk unused; it is deleted then, and when the server ends
-SWEPT = 60  # seconds between two looks for what is older
+KEPT = 600  # seconds, the most that an upload lies on the disk unused; it is deleted by then, or as the server ends
+SWEPT = 60  # seconds between two looks for what would be older at the next
 UPLOADING: list[float] = []  # when each upload that is still coming began, in seconds of time.time
 
 HEADERS = {
@@ -111,7 +111,7 @@ def is_upload(path: str) -> bool:
 
 
 def renew(uploads: Iterable[str]) -> None:
-    """Have the paths that are still there lie for KEPT seconds from now on."""
+    """Have the paths that are still there lie for up to KEPT seconds from now on."""
     for path in uploads:
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -142,7 +142,7 @@ def sweep(blocks: gr.Blocks) -> None:
                 listed.clear()  # only delete_cache reads it, and it would grow
             kept = set().union(*(block.keep_in_cache for block in blocks.blocks.values()))
             for above, folders, files in os.walk(folder, topdown=False):
-                last = time.time() - KEPT
+                last = time.time() - KEPT + SWEPT
                 if above == folder:  # the first files of an upload lie there until its last has come
                     last = min([last, *UPLOADING])
                 for path in (os.path.join(above, name) for name in files + folders):

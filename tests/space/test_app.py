@@ -13,6 +13,7 @@ import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from gradio import mcp, route_utils
@@ -84,7 +85,7 @@ def test_uploads_and_overlays_are_deleted_after_a_while_and_a_host_s_own_files_a
     server.keep_uploads_private()
     monkeypatch.setattr(mcp, "DEFAULT_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # as when gradio is imported now
     monkeypatch.setattr(server, "SWEPT", 1)
-    monkeypatch.setattr(server, "KEPT", 1)
+    monkeypatch.setattr(server, "KEPT", 2)
     blocks = app.serve(ThreadPoolExecutor(1).submit(lambda: model), texts.Texts())
     before = files_below(tmp_path)
     ask(blocks.local_url.rstrip("/"), "a-scan-of-somebody.png", (EXAMPLES / "synthetic-normal.png").read_bytes())
@@ -103,7 +104,7 @@ def test_uploads_are_deleted_also_where_gradio_cannot_look_through_its_own_list_
 
     monkeypatch.setattr(route_utils, "delete_files_created_by_app", changed_meanwhile)
     monkeypatch.setattr(server, "SWEPT", 1)
-    monkeypatch.setattr(server, "KEPT", 1)
+    monkeypatch.setattr(server, "KEPT", 2)
     blocks = app.serve(Future(), texts.Texts())
     upload = {"files": ("a-scan-of-somebody.png", b"not looked at")}
     file = Path(httpx.post(f"{blocks.local_url}gradio_api/upload", files=upload, timeout=60).json()[0])
@@ -134,6 +135,19 @@ def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tm
         time.sleep(0.2)
     assert files_below(os.environ["GRADIO_TEMP_DIR"]) - before == set()
     blocks.close()
+
+
+def test_an_upload_lies_no_longer_than_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(server, "SWEPT", 0.7)
+    monkeypatch.setattr(server, "KEPT", 1)
+    (file := tmp_path / "scan.png").write_text("not looked at")
+    began = time.monotonic()
+    with gr.Blocks() as blocks:
+        server.sweep(blocks)
+    while file.exists() and time.monotonic() < began + 20:
+        time.sleep(0.02)
+    assert time.monotonic() - began <= server.KEPT
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +189,7 @@ def test_the_first_files_of_a_slow_upload_are_kept_until_the_last_has_come(block
 
     broken_off = Path(os.environ["GRADIO_TEMP_DIR"]) / "raw"
     broken_off.write_text("the start of an image")
-    monkeypatch.setattr(server, "KEPT", 1)  # for what is raw
+    monkeypatch.setattr(server, "KEPT", 2)  # for what is raw
     time.sleep(2)
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = httpx.post(f"{blocks.local_url}gradio_api/upload", content=body(), headers=form, timeout=60)
@@ -191,7 +205,7 @@ def test_of_a_visitor_s_image_the_server_holds_no_pixels(tmp_path):
 
 def test_the_image_of_a_closed_page_is_forgotten_after_a_while(blocks, page, monkeypatch):
     assert opened(blocks)
-    monkeypatch.setattr(server, "KEPT", 1)  # for an open page it is still what it was when the page was built
+    monkeypatch.setattr(server, "KEPT", 2)  # for an open page it is still what it was when the page was built
     page.close()
     end = time.monotonic() + 20
     while opened(blocks) and time.monotonic() < end:
