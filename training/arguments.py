@@ -47,6 +47,11 @@ STAYS = {  # what every fit here relies on
     "train_sampling_strategy": "random",
 }
 
+OF_A_RUN = {  # keys that say nothing of the model
+    *("overwrite", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
+    *("hub_always_push", "hub_token", "resume_from_checkpoint"),
+}
+
 
 @dataclass
 class DataArguments:
@@ -254,7 +259,7 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     """Parse `recipe.yaml [--key value ...]`; a key on the command line wins over the file.
 
     Also returns the recipe in force: all of the project's own keys, output_dir, and those of transformers' that were
-    given.
+    given, without those OF_A_RUN.
     Raises InputError on a missing or malformed file, an unknown key and an unfit value.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -291,9 +296,8 @@ def read_recipe(argv: list[str] | None = None) -> tuple[DataArguments, ModelArgu
     require_processes(training_args.world_size, training_args.local_world_size, training_args.use_cpu)
     used = training_args.to_dict() | training_args.as_given
     in_force = dataclasses.asdict(data_args) | dataclasses.asdict(model_args)
-    del in_force["overwrite"]  # says nothing of the model
     in_force |= {key: used[key] for key in [*given, "output_dir"] if key in used}
-    return data_args, model_args, training_args, in_force
+    return data_args, model_args, training_args, {key: in_force[key] for key in in_force if key not in OF_A_RUN}
 
 
 def _require_ranges(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> None:

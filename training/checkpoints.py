@@ -20,6 +20,7 @@ from transformers.trainer_utils import HubStrategy
 
 from space.errors import InputError
 from training import hub, repositories
+from training.arguments import OF_A_RUN
 from training.nameless import without_places
 from training.outputs import copy_files
 from training.push import model_upload, push
@@ -32,8 +33,8 @@ ABSENT = f"found no {LAST}/ there; a run with hub_strategy: checkpoint has one t
 HERE_ONLY = "training_args.bin"
 STATE = "trainer_state.json"  # which is written last, so that a checkpoint without it is not whole
 PLACES = {  # what a run may have otherwise and still end with the same weights, but for rounding (mode)
-    *("data", "external", "also", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
-    *("hub_revision", "resume_from_checkpoint", "report_to", "mode"),
+    *("data", "external", "also", "output_dir", "report_to", "mode"),
+    *OF_A_RUN,  # which stand in recipes of earlier versions
 }
 
 

@@ -44,6 +44,16 @@ def test_a_recipe_without_a_model_folder_is_in_force_with_the_one_that_is_made(r
     assert in_force == read_recipe([file, "--output_dir", "models/new"])[-1]
 
 
+def test_the_recipe_in_force_says_nothing_of_the_run_alone():
+    """Or who makes the model again from its folder would push it in the place of the first."""
+    given = ["--overwrite", "true", "--push_to_hub", "true", "--hub_model_id", "user/name", "--hub_strategy", "end"]
+    given += ["--hub_private_repo", "true", "--hub_revision", "next", "--resume_from_checkpoint", "user/other"]
+    file = [str(RECIPES / "study.yaml"), "--data", "here"]
+    *_, args, in_force = read_recipe([*file, *given])
+    assert (args.push_to_hub, args.hub_model_id, args.resume_from_checkpoint) == (True, "user/name", "user/other")
+    assert in_force == read_recipe(file)[-1]
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file):
     data_args, *_ = read_recipe([str(file), "--data", "here"])
