@@ -128,8 +128,8 @@ class ModelArguments:
     augment: Literal["none", "light", "ultrasound", "xray"] = field(
         default="none",
         metadata={
-            "help": "light: mirroring, small turns, shifts and zooms, gain and gamma; ultrasound and xray: also what "
-            "other machines and rooms do to an image"
+            "help": "light: mirroring, small turns, shifts and zooms, gain and gamma; ultrasound: also what other "
+            "machines do to an image; xray: also what other rooms do, and no mirroring"
         },
     )
     calibrate: Literal["temperature", "vector", "none"] = field(
