@@ -198,7 +198,7 @@ class Page:
             method: how the overlay is made: cam, grad_cam, integrated_gradients or occlusion; empty: the best one
 
         Returns:
-            label: the prediction as in answer, and the calibrated probability of each class, the highest first
+            label: the prediction as in answer, and the probability of each class, the highest first
             overlay: the image with what speaks for the class
             said: the answer in words, and of a file of several frames or pages that it is that for the first
             answer: prediction (empty where it abstains), probabilities, threshold, abstained

@@ -281,6 +281,8 @@ def test_the_card_stands_in_about(page):
     about = page.locator("#about")
     expect(about).to_contain_text("Nothing is stored", timeout=15_000)
     expect(about).to_contain_text("Intended use")
+    link = page.locator("footer button").first.inner_text().strip()
+    expect(about).to_contain_text(f'see "{link}" below')
     page.wait_for_function("document.querySelectorAll('#about img').length >= 4")
     assert np.all(about.locator("img").evaluate_all("images => images.map(image => image.naturalWidth > 100)"))
     expect_it_can_be_used(page, "about")
