@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset, Image
 from matplotlib.figure import Figure
 from PIL import Image as Picture
-from PIL import ImageDraw, ImageOps
+from PIL import ImageDraw, ImageFont, ImageOps
 
 from space.images import load_image
 from space.predictor import Predictor
@@ -35,6 +35,7 @@ GRID = np.linspace(0, 1, 101)
 SHOWN = 4  # images of a kind in the gallery
 FRAME = (200, 150)  # pixels of each, and again of its overlay
 GAP, LINE = 12, 18  # pixels between images, and of a line of text
+FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 COMPARED = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -52,6 +53,15 @@ def save(path: Path, picture: Figure | Picture.Image) -> None:
             picture.savefig(file, format="png", dpi=110, metadata={"Software": None})
         else:
             picture.save(file, "PNG")
+
+
+def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, width: float = np.inf) -> None:
+    """Write a line of black text into a picture, smaller where it would be wider than that; in the font of figures,
+    for Pillow's own has no letters but English ones."""
+    font = ImageFont.truetype(FONT, size)
+    if (length := font.getlength(text)) > width:
+        font = font.font_variant(size=size * width / length)
+    draw.text(at, text, "black", font)
 
 
 def performance(result: dict, table: pd.DataFrame) -> Figure:
@@ -148,14 +158,14 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
         first = ~table["group"].iloc[order].duplicated().to_numpy()  # one image of a patient or clip
         chosen = order[first][:SHOWN]
         images = [load_image(each) for each in undecoded[chosen]["image"]]
-        draw.text((0, top), kind, "black", font_size=LINE - 2)
+        write(draw, (0, top), kind, LINE - 4)
         for column, (index, image, answer) in enumerate(
             zip(chosen, images, predictor.answer(images, method), strict=True)
         ):
             row, left = table.iloc[index], column * (2 * width + GAP)
             said = f"is {_short(row['label'])}, called {_short(row['prediction'])}"
             said += f": p {row[f'probability_{row.prediction}']:.2f}"
-            draw.text((left, top + LINE), f"{said}, distance {row['distance']:.2f}", "black", font_size=LINE - 6)
+            write(draw, (left, top + LINE), f"{said}, distance {row['distance']:.2f}", LINE - 7, 2 * width)
             sheet.paste(ImageOps.pad(image, FRAME), (left, top + 2 * LINE))
             sheet.paste(ImageOps.pad(overlay(image, answer.saliency), FRAME), (left + width, top + 2 * LINE))
         top += height + 3 * LINE

@@ -26,7 +26,7 @@ def save_samples(path: Path, examples: Examples) -> None:
     for number, row in enumerate(rows):
         top = number * (height + GAP + LINE)
         caption = labels[row[0]["labels"]] + (f", then {views} views ({examples.augmentation})" if views else "")
-        ImageDraw.Draw(page).text((2, top + 2), caption, fill="black")
+        plots.write(ImageDraw.Draw(page), (2, top + 2), caption, LINE - 6, page.width - 2)
         for column, example in enumerate(row):
             page.paste(_seen(example["pixel_values"].numpy(), examples.processor), (column * (width + GAP), top + LINE))
     plots.save(path, page)

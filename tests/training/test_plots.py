@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageDraw
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from training.callbacks import learning_curves
-from training.plots import COMPARED, GRID, _precision_recall, _roc, comparison, performance, save, trust
+from training.plots import COMPARED, GRID, _precision_recall, _roc, comparison, performance, save, trust, write
 
 
 def of_sklearn(truth, score):
@@ -48,6 +49,16 @@ def test_what_evaluations_are_compared_by_lies_within_the_picture(number, labels
     assert 0 <= extent.y0 < extent.y1 <= figure.bbox.y1
     named = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert named[4] == ("specificity" if len(labels) == 2 else "specificity\n(viral pneumonia)")
+
+
+def test_letters_of_other_languages_are_written_into_pictures():
+    def written(text, **settings):
+        write(ImageDraw.Draw(page := Image.new("L", (100, 20), "white")), (0, 0), text, 12, **settings)
+        return np.asarray(page)
+
+    assert not [letter for letter in "üößéłΩж" if (written(letter) == written("\uffff")).all()]
+    assert (written("ü" * 20, width=50)[:, 51:] == 255).all()
+    assert (written("ü" * 20)[:, 51:] < 255).any()
 
 
 def test_names_that_begin_with_an_underscore_stand_in_the_legends():
