@@ -66,7 +66,7 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: f
 
 def performance(result: dict, table: pd.DataFrame) -> Figure:
     """Confusion matrix, ROC and precision-recall curve, the latter two with 95 % bands over groups."""
-    names = [_short(label) for label in result["labels"]]
+    names = list(_short(result["labels"]).values())
     longest = max(map(len, names))
     upright = longest * len(names) > ACROSS
     more = LETTER * max(0, longest - 4)  # letters that have room as it is
@@ -103,7 +103,7 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     """Reliability, the probabilities by true class, and the error that remains when more and more are set aside."""
     figure, (left, middle, right) = _panels(3)
     truth, score, _ = _positive(result, table)
-    positive = _short(result["labels"][-1])
+    positive = list(_short(result["labels"]).values())[-1]
     bins = [chosen for chosen in np.array_split(np.argsort(score, kind="stable"), 10) if len(chosen)]
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     left.plot([score[b].mean() for b in bins], [truth[b].mean() for b in bins], "o-", color=BLUE)
@@ -113,10 +113,10 @@ def trust(result: dict, table: pd.DataFrame) -> Figure:
     sites = table["site"].to_numpy()
     if (several := len(set(sites))) > len(STYLES):  # no more can be told apart
         sites = np.full(len(sites), f"at {several} sites")
-    for style, site in zip(STYLES, sorted(set(sites)), strict=False):
+    for style, (site, place) in zip(STYLES, _short(sorted(set(sites))).items(), strict=False):
         for is_positive, colour in ((False, BLUE), (True, ORANGE)):
             chosen = (sites == site) & (truth == is_positive)
-            name = f"{'' if is_positive else 'not '}{positive} {_short(site)}"
+            name = f"{'' if is_positive else 'not '}{positive} {place}"
             middle.hist(score[chosen], GRID[::5], histtype="step", color=colour, linestyle=style, label=_legible(name))
     if len(result["labels"]) == 2:
         middle.axvline(result["threshold"], color=GREY, linewidth=1)
@@ -141,6 +141,7 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
     """Overlays of the most certain, the most wrong, the least certain and the most unlike images; a row each."""
     probabilities = table[[f"probability_{label}" for label in predictor.labels]].to_numpy()
     place = {label: index for index, label in enumerate(predictor.labels)}
+    short = _short(predictor.labels)
     given = probabilities[np.arange(len(table)), table["label"].map(place)]
     certain = probabilities.max(axis=1)
     distance = table["distance"].to_numpy()
@@ -163,7 +164,7 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
             zip(chosen, images, predictor.answer(images, method), strict=True)
         ):
             row, left = table.iloc[index], column * (2 * width + GAP)
-            said = f"is {_short(row['label'])}, called {_short(row['prediction'])}"
+            said = f"is {short[row['label']]}, called {short[row['prediction']]}"
             said += f": p {row[f'probability_{row.prediction}']:.2f}"
             write(draw, (left, top + LINE), f"{said}, distance {row['distance']:.2f}", LINE - 7, 2 * width)
             sheet.paste(ImageOps.pad(image, FRAME), (left, top + 2 * LINE))
@@ -198,9 +199,13 @@ def _legible(label: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def _short(name: str) -> str:
-    """A name of a class or site as it fits into a picture: of a long one both ends."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names of classes or sites as they fit into a picture: of long ones both ends, as much as tells them apart."""
+    half, short = LONGEST // 2, {}
+    while len(set(short.values())) < len(set(names)):
+        short = {name: name if len(name) <= 2 * half else f"{name[:half]}…{name[1 - half :]}" for name in names}
+        half += 1
+    return short
 
 
 def _panels(number: int, width: float = PANEL, left: float = 0, bottom: float = 0):

@@ -51,6 +51,15 @@ def test_what_evaluations_are_compared_by_lies_within_the_picture(number, labels
     assert named[4] == ("specificity" if len(labels) == 2 else "specificity\n(viral pneumonia)")
 
 
+def test_long_names_that_begin_and_end_alike_are_told_apart():
+    labels = ["normal", "Lungenentzündung, bakterielle Form", "Lungenentzündung, virale Form"]
+    nothing = {"roc_auc": {labels[-1]: None}, "average_precision": {labels[-1]: None}}
+    result = {"labels": labels, "name": "test", "n": 9, "per_class": nothing, "ci95": {"per_class": nothing}}
+    table = pd.DataFrame({"label": labels, "group": labels, f"probability_{labels[-1]}": 0.5})
+    axes = performance(result | {"confusion_matrix": np.eye(3).tolist()}, table).axes[0]
+    assert len({name.get_text() for name in axes.get_yticklabels()}) == 3
+
+
 def test_letters_of_other_languages_are_written_into_pictures():
     def written(text, **settings):
         write(ImageDraw.Draw(page := Image.new("L", (100, 20), "white")), (0, 0), text, 12, **settings)
