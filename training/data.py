@@ -15,7 +15,6 @@ from datasets import Dataset, Image
 from space.errors import InputError
 from space.images import SUFFIXES
 from space.remote import read_content
-from training import phantom
 from training.cli import Parser, run
 from training.fingerprint import require_readable, take_fingerprints
 from training.groups import with_groups
@@ -66,26 +65,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="chest-opacity data", description="Write DATA as a folder: images/, metadata.csv, masks/.")
     parser.add_argument("data", metavar="DATA", help="a folder, a table, user/name on the Hub, or phantom")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="phantom: decides every frame")
-    parser.add_argument("--scale", type=float, default=1.0, help="phantom: share of the full number of frames")
     args = parser.parse_args(argv)
-    if args.seed < 0 or not 0.01 <= args.scale <= 100:
-        raise InputError(
-            f"--seed {args.seed}, --scale {args.scale}: expected a seed from 0 on, a scale from 0.01 to 100"
-        )
-    if args.data != "phantom" and (args.seed, args.scale) != (0, 1):
-        raise InputError(
-            f"{args.data}: found --seed {args.seed}, --scale {args.scale}, which are for the bare phantom; leave them "
-            "out (phantom?seed=1&sites=120 has a seed too)"
-        )
     refuse_existing(args.output, "choose another --output, or remove it")
     with new_folder(args.output) as work:
-        if args.data == "phantom":
-            phantom.write_phantom(work, args.seed, args.scale)
-        else:
-            rows = load_data(args.data)
-            require_readable(rows, take_fingerprints(rows).facts["broken"].tolist())
-            write_data(rows, work)
+        rows = load_data(args.data)
+        require_readable(rows, take_fingerprints(rows).facts["broken"].tolist())
+        write_data(rows, work)
     rows = load_data(args.output)
     sites = np.asarray(rows["site"])
     parts = {site or "all": rows.select(np.flatnonzero(sites == site)) for site in sorted(set(sites))}

@@ -1,5 +1,4 @@
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -63,21 +62,6 @@ def test_the_verb_overwrites_nothing_and_leaves_nothing_half_written(tmp_path):
     assert os.listdir(tmp_path) == ["mine"]
     with pytest.raises(InputError, match="exists"):
         data.main(["phantom", "--output", str(tmp_path / "mine")])
-
-
-@pytest.mark.parametrize("option", [["--scale", "0"], ["--scale", "nan"], ["--seed", "-1"]])
-def test_a_phantom_that_cannot_be_drawn_is_refused_and_leaves_nothing(tmp_path, option):
-    with pytest.raises(InputError, match="expected a seed from 0 on, a scale from 0.01 to 100"):
-        data.main(["phantom", "--output", str(tmp_path / "phantom"), *option])
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("option", [["--scale", "0.1"], ["--seed", "7"]])
-@pytest.mark.parametrize("source", ["mine", "phantom?sites=1"])
-def test_what_is_for_the_bare_phantom_is_refused_for_other_data(tmp_path, source, option):
-    with pytest.raises(InputError, match=f"{re.escape(source)}: found --seed .*, which are for the bare phantom"):
-        data.main([source, "--output", str(tmp_path / "copy"), *option])
-    assert os.listdir(tmp_path) == []
 
 
 def test_two_images_of_one_name_are_refused_and_a_column_file_name_is_kept(tmp_path):
