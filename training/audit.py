@@ -230,8 +230,9 @@ def _judged(images: pd.DataFrame, prints: Fingerprints, name: str, sites: Sequen
 
 
 def _confounds(rows: pd.DataFrame, prints: Fingerprints) -> list[dict]:
-    facts = prints.facts.loc[rows.index].assign(site=rows["site"])
-    return find_confounds(facts, _numbered(rows["label"]), rows["merged"].to_numpy())
+    facts, names = prints.facts.loc[rows.index].assign(site=rows["site"]), normal_first(set(rows["label"]))
+    confounds = find_confounds(facts, _numbered(rows["label"]), rows["merged"].to_numpy())
+    return [found | {"label": names[found["label"]] if len(names) > 2 else ""} for found in confounds]
 
 
 def _labels(rows: pd.DataFrame, images: pd.DataFrame, prints: Fingerprints) -> dict:
@@ -290,8 +291,9 @@ def _warnings(report: dict) -> list[str]:
         for found in confounds:
             if found["suspicious"]:
                 low, high = found["ci95"]
+                what = f"the class {found['label']}" if found["label"] else "the label"
                 lines.append(
-                    f"{name}: the label can be told from {found['meaning']} alone, AUC {found['auc']:.2f} "
+                    f"{name}: {what} can be told from {found['meaning']} alone, AUC {found['auc']:.2f} "
                     f"[{low:.2f}, {high:.2f}], most of all from {found['strongest']}"
                 )
     for name, labels in report["labels"].items():

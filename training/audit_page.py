@@ -55,6 +55,7 @@ def _confounds(confounds: list[dict]) -> str:
     table = pd.DataFrame(
         [
             {
+                **({"class": found["label"]} if found["label"] else {}),
                 "told by": found["feature"],
                 "AUC": f"{found['auc']:.3f}",
                 "95 % interval": f"{found['ci95'][0]:.3f} - {found['ci95'][1]:.3f}" if found["ci95"] else "-",

@@ -33,9 +33,10 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
     """How well each family of features tells the label (0, 1, ...) of images whose group was not trained on.
 
     facts: a row for each image, with the columns of FAMILIES. Returns for each family that varies: feature, meaning,
-    auc, ci95 (over groups), strongest (the single column with the most to say), auc_strongest, suspicious. Families
-    are told by small gradient-boosted trees in StratifiedGroupKFold, with fewer than FOLDS groups of a class in as many
-    folds as there are. Returns nothing when a class has fewer than two groups.
+    label (the class that is told from the others best), auc, ci95 (over groups), strongest (the single column with the
+    most to say), auc_strongest, suspicious. Families are told by small gradient-boosted trees in StratifiedGroupKFold,
+    with fewer than FOLDS groups of a class in as many folds as there are. Returns nothing when a class has fewer than
+    two groups.
     """
     smallest = min((len(set(groups[labels == label])) for label in np.unique(labels)), default=0)
     if len(np.unique(labels)) < 2 or smallest < 2:
@@ -49,16 +50,18 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
         if features.shape[1] == 0:
             continue
         probabilities = out_of_fold(features, labels, folds)
-        auc = _auc(probabilities, labels)
+        aucs = [float(roc_auc_score(labels == label, told)) for label, told in enumerate(probabilities.T)]
+        auc, label = max(zip(aucs, range(len(aucs)), strict=True))  # the mean would hide what tells a rare class
         _, numbered = np.unique(groups, return_inverse=True)
         draws = bootstrap(probabilities, labels, probabilities.argmax(axis=1), numbered, 1000, 0)
-        strongest, alone = _strongest(numbers, labels)
+        strongest, alone = _strongest(numbers, labels == label)
         results.append(
             {
                 "feature": family,
                 "meaning": MEANINGS[family],
+                "label": label,
                 "auc": auc,
-                "ci95": widened(interval(draws["roc_auc"]) or [0.0, 1.0], smallest),
+                "ci95": widened(interval(draws["roc_auc_of_class"][:, label]), smallest),
                 "strongest": strongest,
                 "auc_strongest": alone,
                 "suspicious": auc > SUSPICIOUS,
@@ -89,15 +92,8 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: list) -> np.nda
     return probabilities
 
 
-def _auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    return float(roc_auc_score(labels, probabilities, multi_class="ovr"))
-
-
-def _strongest(numbers: pd.DataFrame, labels: np.ndarray) -> tuple[str, float]:
-    """The column whose values alone order the last class against the others best, in either direction."""
-    last = labels == labels.max()
-    aucs = {name: roc_auc_score(last, numbers[name]) for name in numbers}
+def _strongest(numbers: pd.DataFrame, positive: np.ndarray) -> tuple[str, float]:
+    """The column whose values alone order the images of a class against the others best, in either direction."""
+    aucs = {name: roc_auc_score(positive, numbers[name]) for name in numbers}
     name = max(aucs, key=lambda name: abs(aucs[name] - 0.5))
     return str(name), float(max(aucs[name], 1 - aucs[name]))

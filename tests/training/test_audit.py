@@ -13,7 +13,7 @@ from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.images import copy_of, speckle, write_table
 from training import audit
-from training.audit_page import write_page
+from training.audit_page import summary, write_page
 from training.sources import load_data
 
 
@@ -207,6 +207,19 @@ def test_groups_that_stand_at_more_than_one_recorded_site_are_a_warning(tmp_path
         f"{example} for one"
         for example in examples
     ]
+
+
+def test_which_of_three_classes_can_be_told_without_the_anatomy_is_said(tmp_path):
+    for number in range(30):
+        label = ("normal", "viral", "worse")[number % 3]
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(speckle(number, 90, 120 - 20 * (label == "viral"))).save(tmp_path / label / f"{number}.png")
+    report = audit.audit_data({"ward": load_data(tmp_path)}).report
+    told = "ward: the class viral can be told from frame size, format, compression and EXIF alone, AUC 1.00"
+    assert any(line.startswith(told) for line in report["warnings"])
+    write_page(tmp_path / "audit.html", report, lambda *_: Image.new("L", (9, 9)))
+    for page in (summary(report), (tmp_path / "audit.html").read_text()):
+        assert re.search(r"viral\W+(td\W+)*(file|frame size)", page)
 
 
 @pytest.mark.parametrize(

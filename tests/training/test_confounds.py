@@ -67,6 +67,17 @@ def test_three_classes_are_told_apart_too(images):
     assert found["border"]["suspicious"]
 
 
+def test_what_tells_a_rare_class_of_three_is_suspicious_and_named():
+    labels = np.repeat([0, 1, 2], [200, 10, 200])
+    random = np.random.default_rng(0).random((2, len(labels)))
+    facts = pd.DataFrame(0, range(len(labels)), [column for family in FAMILIES.values() for column in family])
+    facts = facts.assign(height=random[0], width=random[1] + 2 * (labels == 1))
+    (found,) = find_confounds(facts, labels, np.arange(len(labels)).astype(str))
+    assert found["suspicious"]
+    assert (found["label"], found["strongest"], found["auc_strongest"]) == (1, "width", 1)
+    assert found["ci95"][0] <= found["auc"] <= found["ci95"][1]
+
+
 def test_a_single_image_of_a_class_among_many_images_is_learned_from_too():
     labels = np.r_[2, np.arange(10_100) % 2]
     told = out_of_fold(labels[:, None] % 2, labels, [(np.arange(len(labels)), np.arange(3))])
