@@ -48,10 +48,12 @@ def prepare(args: DataArguments) -> Prepared:
     labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
     require_sites([*(args.sites or []), *([args.test_site] if args.test_site else [])], rows)
     internal = np.isin(sites, args.sites) if args.sites else np.ones(len(rows), bool)
+    elsewhere = ~internal & (sites != "")
     known, spare = labels != UNLABELLED, np.zeros(len(rows), bool)
     if args.split_by == "column" and "split" in rows.column_names:
         given = np.asarray(rows["split"])
-        internal, spare = internal & (given != "external"), given == "left_out"
+        elsewhere |= given == "external"
+        internal, spare = internal & ~elsewhere, given == "left_out"
     of_home = np.flatnonzero(known & internal & ~spare)
     home = rows.select(of_home)
     _require_classes(home, args)
@@ -60,6 +62,8 @@ def prepare(args: DataArguments) -> Prepared:
     images, pairs, report = from_main_process(lambda: _audited(named, args.sites))
     named = {name: _with_audit(rows, images[images["data"] == name]) for name, rows in named.items()}
     rows = named[args.data]
+    if nowhere := (known & ~internal & ~elsewhere).sum():
+        report["warnings"].append(f"{args.data}: {nowhere} labelled images have no site and are left out")
     home = rows.select(of_home)
     parts = split(balance(home, args, "all"), args)
     _require_parts(parts, rows.features["label"].names, args)
@@ -67,8 +71,8 @@ def prepare(args: DataArguments) -> Prepared:
     parts["train"] = balance(parts["train"], args, "train")
     if args.external:
         parts["external"] = _labelled(named[args.external])
-    elif (known & ~internal).any():
-        parts["external"] = rows.select(np.flatnonzero(known & ~internal))
+    elif (known & elsewhere).any():
+        parts["external"] = rows.select(np.flatnonzero(known & elsewhere))
     if args.also:
         parts["also"] = _labelled(named[args.also])
     if not known.all():

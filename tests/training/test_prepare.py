@@ -304,6 +304,17 @@ def test_external_data_that_is_given_is_what_is_measured_also_with_sites(clips, 
     assert not any("C" in parts[part]["site"] for part in PARTS)
 
 
+def test_images_without_a_site_are_neither_home_nor_elsewhere_and_that_is_said(clips, tmp_path):
+    names = ("path", "label", "group", "site")
+    table = [list(row) for row in zip(*(load_data(clips)[name] for name in names), strict=True)]
+    table = [[clips / path, ("normal", "sick")[label], group, site.strip("C")] for path, label, group, site in table]
+    write_table(tmp_path / "list.csv", list(names), *table)
+    prepared = prepare(DataArguments(str(tmp_path / "list.csv"), sites=["A"]))
+    sites = {name: "".join(sorted(set(rows["site"]))) for name, rows in prepared.parts.items()}
+    assert sites == dict.fromkeys(PARTS, "A") | {"external": "B"}
+    assert f"{tmp_path / 'list.csv'}: 16 labelled images have no site and are left out" in prepared.audit["warnings"]
+
+
 @pytest.mark.parametrize("key", ["external", "also"])
 def test_other_data_without_labels_is_refused_before_any_image_is_read(clips, tmp_path, monkeypatch, key):
     monkeypatch.setattr("training.audit.take_fingerprints", lambda *_: pytest.fail("an image was read"))
