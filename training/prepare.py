@@ -154,7 +154,8 @@ def _require_parts(parts: dict[str, Dataset], names: list[str], args: DataArgume
                 ]
                 if args.split_by == "column":
                     raise InputError(f"class {name}: the column split puts none of it into the {part} part")
+                fewer = "make fewer folds, or " if args.folds and part == "test" else ""
                 raise InputError(
                     f"class {name} has {len(of_class)} images in {len(set(of_class))} groups, which leaves the {part} "
-                    "part without any; add images from other patients or clips"
+                    f"part without any; {fewer}add images from other patients or clips"
                 )

@@ -37,11 +37,14 @@ def require_test_part(rows: Dataset, args: DataArguments) -> None:
         strange = {value for value in rows["split"] if value.lower() not in PART_OF} - {"", *ASIDE}
         if strange:
             raise InputError(f"{args.data}: found split {min(strange)!r}; expected {', '.join(PARTS)}, or nothing")
-    if args.test_site and not {args.test_site} < set(rows["site"]):
-        sites = ", ".join(sorted(set(rows["site"]) - {""})) or "none"
-        raise InputError(
-            f"test_site {args.test_site}: found the sites {sites} among the images of home; expected it and another"
-        )
+    labels, sites = np.asarray(rows["label"]), np.asarray(rows["site"])
+    of_class = {f"class {name}": sites[labels == label] for label, name in enumerate(rows.features["label"].names)}
+    for what, found in ({"home": sites} | of_class).items():
+        if args.test_site and not {args.test_site} < set(found):
+            raise InputError(
+                f"test_site {args.test_site}: found the sites {', '.join(sorted(set(found) - {''})) or 'none'} among "
+                f"the images of {what}; expected it and another"
+            )
 
 
 def split(rows: Dataset, args: DataArguments) -> dict[str, Dataset]:

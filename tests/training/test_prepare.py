@@ -108,6 +108,18 @@ def test_a_choice_that_the_data_does_not_offer_is_refused_before_any_image_is_re
         prepare(DataArguments(str(clips), **settings))
 
 
+@pytest.mark.parametrize(("site", "lacking", "found"), [("C", "C", "A, B"), ("B", "AC", "B")])
+def test_a_test_site_is_refused_where_a_class_is_not_there_or_nowhere_else(plain, site, lacking, found):
+    rows = plain.home.filter(lambda row: row["label"] == 0 or row["site"] not in lacking)
+    with pytest.raises(InputError, match=f"test_site {site}: found the sites {found} among the images of class sick; "):
+        require_test_part(rows, DataArguments("clips", test_site=site))
+
+
+def test_more_folds_than_groups_of_a_class_are_refused(clips):
+    with pytest.raises(InputError, match="in 8 groups, which leaves the test part without any; make fewer folds"):
+        prepare(DataArguments(str(clips), folds=10))
+
+
 def test_a_fold_without_an_image_and_a_split_without_words_or_with_others_are_refused(plain):
     with pytest.raises(InputError, match="fold 12 of 30 holds no image; make fewer folds"):
         split(plain.home, DataArguments("clips", folds=30, fold=12))
