@@ -259,6 +259,22 @@ def _name(images: pd.DataFrame, index: int) -> dict:
     return {"data": images["data"][index], "path": images["path"][index]}
 
 
+def about_groups(name: str, data: dict) -> list[str]:
+    """What a reader should know of the groups of a data set, one line each; data: what the report tells of it."""
+    lines = []
+    if data["groups_are"].startswith("proposed"):
+        shown = ", ".join(f"{group} ({count} images)" for group, count in data["largest_groups"].items())
+        lines.append(f"{name}: {data['groups']} groups are {data['groups_are']}, such as {shown}")
+    elif data["groups_are"] != "given":
+        lines.append(f"{name}: groups are {data['groups_are']}; frames of one patient may stand in several parts")
+    if several := data["groups_at_several_sites"]:
+        lines.append(
+            f"{name}: {len(several)} groups stand at more than one site; write the site into the group where these "
+            f"are other patients, {several[0]} for one"
+        )
+    return lines
+
+
 def _warnings(report: dict) -> list[str]:
     """What a reader should know before believing any figure, one line each."""
     lines = []
@@ -277,16 +293,7 @@ def _warnings(report: dict) -> list[str]:
                 f"{name}: {len(data['unlisted'])} image files are not in its metadata.csv and are left out, "
                 f"{data['unlisted'][0]} for one"
             )
-        if data["groups_are"].startswith("proposed"):
-            shown = ", ".join(f"{group} ({count} images)" for group, count in data["largest_groups"].items())
-            lines.append(f"{name}: {data['groups']} groups are {data['groups_are']}, such as {shown}")
-        elif data["groups_are"] != "given":
-            lines.append(f"{name}: groups are {data['groups_are']}; frames of one patient may stand in several parts")
-        if several := data["groups_at_several_sites"]:
-            lines.append(
-                f"{name}: {len(several)} groups stand at more than one site; write the site into the group where these "
-                f"are other patients, {several[0]} for one"
-            )
+        lines += about_groups(name, data)
     for name, confounds in report["confounds"].items():
         for found in confounds:
             if found["suspicious"]:

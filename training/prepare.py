@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Value
 
 from space.errors import InputError
 from training.arguments import DataArguments
-from training.audit import audit_data, find_leaks
+from training.audit import about_groups, audit_data, find_leaks
 from training.fingerprint import require_readable
 from training.processes import from_main_process, main_process_first
 from training.sources import UNLABELLED, load_data, require_sites
@@ -81,7 +81,12 @@ def prepare(args: DataArguments) -> Prepared:
     leaks = _leaks(images, pairs, parts, args)
     unasked = _leaks(images, pairs, parts, args, as_one=True) if args.split_by == "image" else leaks
     if unasked and args.strict:
-        raise InputError(f"{'; '.join(unasked)}: mend the data, or go on all the same with --strict false")
+        leaking = [name for name in named if any(leak.startswith(f"{name}: ") for leak in unasked)]  # their groups
+        told = [line for name in leaking for line in about_groups(name, report["data"][name])]
+        raise InputError(
+            f"{'; '.join(unasked + told)}: mend the data{', or tell groups in a table' * bool(told)}, or go on all "
+            "the same with --strict false"
+        )
     return Prepared(DatasetDict(parts), home, report, leaks, off)
 
 

@@ -212,6 +212,25 @@ def test_a_given_split_that_leaks_stops_the_run_unless_that_is_allowed(plain, cl
     assert allowed.deviation == "the parts are as given, with validation drawn from train"
 
 
+@pytest.mark.parametrize(
+    ("name", "group", "args", "remedy"),
+    [
+        ("p{0}_{1}.png", "", {"split_by": "column"}, "8 groups are proposed from file names"),
+        ("{0}-of-{1}.png", "p{0}", {"sites": ["A"]}, "8 groups stand at more than one site; write the site"),
+    ],
+)
+def test_a_run_that_stops_because_of_groups_says_where_they_are_from(clips, tmp_path, name, group, args, remedy):
+    table = []
+    for number, file in enumerate(sorted(clips.glob("*.png"))[:32]):
+        patient, frame = number % 8, number // 8
+        shutil.copy(file, tmp_path / name.format(patient, frame))
+        told = [("normal", "sick")[patient % 2], group.format(patient), "AB"[frame // 2], ("train", "test")[frame % 2]]
+        table.append([name.format(patient, frame), *told])
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "group", "site", "split"], *table)
+    with pytest.raises(InputError, match=f"8 groups stand in more than one part, .*; .*{remedy}.*, or tell groups in"):
+        prepare(DataArguments(str(tmp_path), **args))
+
+
 @given(st.data())
 @settings(max_examples=3, deadline=None)
 def test_copies_across_groups_are_never_in_two_parts(clips, tmp_path_factory, data):
