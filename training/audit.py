@@ -145,13 +145,6 @@ def _propose_groups(images: pd.DataFrame, name: str) -> str:
     paths, own = images.loc[rows, "path"].tolist(), images.loc[rows, "group"]
     alone = np.array([*map(is_alone, paths, own)], bool)
     if not alone.any():
-        told = images.loc[rows, ["group", "label"]].drop_duplicates()
-        pairs = zip(told["group"], told["label"], strict=True)
-        inner = Counter(group.removeprefix(f"{label}/") for group, label in pairs if group.startswith(f"{label}/"))
-        if twice := [name for name, count in inner.items() if count > 1]:
-            return (
-                f"given; {len(twice)} folders of two classes have one name, {twice[0]}, and are taken for two patients"
-            )
         return "given"
     if not alone.all():
         return f"given for {(~alone).sum()} images, each of the other {own[alone].nunique()} files is its own"
@@ -160,6 +153,12 @@ def _propose_groups(images: pd.DataFrame, name: str) -> str:
     if patterns:
         return f"proposed from file names ({patterns})"
     return "none known" if groups == paths else "clips alone"
+
+
+def _names_of_groups(images: pd.DataFrame) -> dict[str, str]:
+    """The groups that are not a file of its own, each with its name without the folder of its class."""
+    rows = images[["path", "group", "label"]].itertuples(index=False)
+    return {group: group.removeprefix(f"{label}/") for path, group, label in rows if not is_alone(path, group)}
 
 
 def _describe(images: pd.DataFrame, groups: str) -> dict:
@@ -175,6 +174,7 @@ def _describe(images: pd.DataFrame, groups: str) -> dict:
         "groups_are": groups,
         "groups_with_copies_joined": int(images["merged"].nunique()),
         "groups_at_several_sites": sites.index[sites > 1].tolist(),
+        "groups_of_one_name": [name for name, n in Counter(_names_of_groups(images).values()).items() if n > 1],
     }
 
 
@@ -271,6 +271,11 @@ def about_groups(name: str, data: dict) -> list[str]:
         lines.append(
             f"{name}: {len(several)} groups stand at more than one site; write the site into the group where these "
             f"are other patients, {several[0]} for one"
+        )
+    if twice := data["groups_of_one_name"]:
+        lines.append(
+            f"{name}: {len(twice)} names of groups stand in more than one class and are taken for a patient of each; "
+            f"tell groups in a table where it is one patient, {twice[0]} for one"
         )
     return lines
 

@@ -24,6 +24,7 @@ from training.report import write_report
 from training.sources import is_phantom
 
 DIGITS = 16  # of a number
+# The second as audits told once of folders of two classes.
 EXAMPLE = re.compile(r", (such as .*|.* for one)$|, .*(?=, and are taken for two patients)", re.DOTALL)
 AUDIT = "eval/audit.json"
 WRITTEN = {"README.md": lambda folder: write_card(folder, Path("MODEL")), "report.html": write_report}
@@ -89,7 +90,7 @@ def _numbered(files: Mapping[str, Path]) -> dict[str, str]:
 def _without_examples(audit: dict, places: Mapping[str, str]) -> dict:
     for told in audit["data"].values():
         told |= {"largest_groups": {}, "groups_are": EXAMPLE.sub("", told["groups_are"]), "unlisted": []}
-        told |= {"groups_at_several_sites": []}
+        told |= {"groups_at_several_sites": [], "groups_of_one_name": []}
     for told in audit["labels"].values():
         told |= {"contradicting_names": [], "doubtful": []}
     for key in ("data", "confounds", "labels"):

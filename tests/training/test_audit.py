@@ -185,6 +185,19 @@ def test_groups_of_clips_are_proposed_from_their_names_or_said_to_be_unknown(tmp
     assert any(warning in line for line in report["warnings"])
 
 
+@pytest.mark.parametrize("name", ["{label}/{patient:08}_{frame:03}.png", "{label}/{patient:08}/{frame}.png"])
+def test_a_patient_of_two_classes_is_told_of_whether_folders_or_files_name_him(tmp_path, name):
+    for number in range(32):
+        label = "sick" if number >= 20 or (number < 12 and number % 4 > 1) else "normal"
+        file = tmp_path / name.format(label=label, patient=number // 4, frame=number % 4)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(speckle(number)).save(file)
+    assert (
+        "ward: 3 names of groups stand in more than one class and are taken for a patient of each; tell groups in a "
+        "table where it is one patient, 00000000 for one"
+    ) in audit.audit_data({"ward": load_data(tmp_path)}).report["warnings"]
+
+
 @pytest.mark.parametrize(
     ("name", "group", "examples"),
     [

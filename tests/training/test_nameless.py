@@ -13,7 +13,9 @@ from space.errors import InputError
 from tests.images import speckle, write_table
 from tests.training.test_push import held, local_files
 from training import push, train
+from training.card import write_card
 from training.nameless import without_places
+from training.report import write_report
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -93,8 +95,8 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
         "DATA: 16 groups are proposed from file names (clip_frame)",
         "EXTERNAL: 1 image files are not in its metadata.csv and are left out",
         "EXTERNAL: 1 groups stand at more than one site; write the site into the group where these are other patients",
-        "ALSO: groups are given; 1 folders of two classes have one name, and are taken for two patients; frames of one "
-        "patient may stand in several parts",
+        "ALSO: 1 names of groups stand in more than one class and are taken for a patient of each; tell groups in a "
+        "table where it is one patient",
         "EXTERNAL: 1 file names contradict their labels",
     ]
 
@@ -109,6 +111,20 @@ def test_a_config_that_names_the_folder_of_its_base_is_sent_without_it(small_mod
     (model / "config.json").write_text(json.dumps(named))
     sent = push.model_upload(model, "clinic/x", tmp_path).files["config.json"].read_text()
     assert json.loads(sent) == config | {"body": body}
+
+
+def test_a_patient_of_two_classes_is_not_named_as_audits_once_named_him(model, tmp_path):
+    told = "given; 1 folders of two classes have one name, Doe_Both, and are taken for two patients"
+    audit = json.loads((model / "eval" / "audit.json").read_text())
+    for name, data in audit["data"].items():
+        data["groups_are"] = told
+        audit["warnings"] = [f"{name}: groups are {told}; frames of one patient may stand in several parts"]
+    (model / "eval" / "audit.json").write_text(json.dumps(audit))
+    write_card(model)
+    write_report(model)
+    files = push.model_upload(model, "clinic/x", tmp_path).files
+    assert not naming({name: path.read_bytes() for name, path in files.items()})
+    assert "have one name, and are taken for two patients" in files["README.md"].read_text()
 
 
 def test_a_group_keeps_its_number_when_an_evaluation_of_more_of_its_images_is_added(model, tmp_path):
