@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, is_alone, merge
 from training.listings import PART_OF
 from training.outputs import new_file
-from training.sources import load_data, normal_first, require_sites, unlisted_files
+from training.sources import all_synthetic, load_data, normal_first, require_sites, unlisted_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
 RELATIONS = ("group", "label", "site", "data", "part")
@@ -75,8 +76,9 @@ def audit_data(named: Mapping[str, Dataset], turned: bool = False, sites: Sequen
     images["merged"] = merge((number + ":" + images["group"]).tolist(), pairs[["one", "other"]].to_numpy(int))
     report = {
         "data": {
-            name: _describe(images[images["data"] == name], sources[name]) | {"unlisted": unlisted_files(name)}
-            for name in named
+            name: _describe(images[images["data"] == name], sources[name])
+            | {"unlisted": unlisted_files(name), "groups_named_as_in": shared}
+            for name, shared in _shared_names(named, images).items()
         },
         "files": _files(images, prints),
         "duplicates": _duplicates(images, pairs),
@@ -159,6 +161,19 @@ def _names_of_groups(images: pd.DataFrame) -> dict[str, str]:
     """The groups that are not a file of its own, each with its name without the folder of its class."""
     rows = images[["path", "group", "label"]].itertuples(index=False)
     return {group: group.removeprefix(f"{label}/") for path, group, label in rows if not is_alone(path, group)}
+
+
+def _shared_names(named: Mapping[str, Dataset], images: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
+    """The names of groups that a data set shares with each one after it; simulated ones are nobody's."""
+    names = {
+        name: set() if all_synthetic(rows) else {*_names_of_groups(images[images["data"] == name]).values()}
+        for name, rows in named.items()
+    }
+    shared = {name: {} for name in named}
+    for one, other in combinations(named, 2):
+        if both := names[one] & names[other]:
+            shared[one][other] = sorted(both)
+    return shared
 
 
 def _describe(images: pd.DataFrame, groups: str) -> dict:
@@ -299,6 +314,11 @@ def _warnings(report: dict) -> list[str]:
                 f"{data['unlisted'][0]} for one"
             )
         lines += about_groups(name, data)
+        lines += [
+            f"{name}: {len(shared)} groups have a name that another data set has too; put both into one table if they "
+            f"are the same patients, {shared[0]} of {other} for one"
+            for other, shared in data["groups_named_as_in"].items()
+        ]
     for name, confounds in report["confounds"].items():
         for found in confounds:
             if found["suspicious"]:

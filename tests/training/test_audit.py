@@ -185,6 +185,22 @@ def test_groups_of_clips_are_proposed_from_their_names_or_said_to_be_unknown(tmp
     assert any(warning in line for line in report["warnings"])
 
 
+def test_groups_of_one_name_in_two_data_sets_are_a_warning_unless_they_are_simulated(tmp_path):
+    for number, (place, synthetic) in enumerate({"here": "", "there": "", "simulated": "yes"}.items()):
+        (tmp_path / place).mkdir()
+        rows = [[f"{frame}.png", "sick", f"p{2 * number + frame}" * (frame < 3), synthetic] for frame in range(4)]
+        for frame in range(4):
+            Image.fromarray(speckle(10 * number + frame)).save(tmp_path / place / f"{frame}.png")
+        write_table(tmp_path / place / "list.csv", ["path", "label", "patient_id", "synthetic"], *rows)
+    named = {place: load_data(tmp_path / place / "list.csv") for place in ("here", "there", "simulated")}
+    report = audit.audit_data(named).report
+    assert report["leaks"] == []
+    assert [line for line in report["warnings"] if "another data set" in line] == [
+        "here: 1 groups have a name that another data set has too; put both into one table if they are the same "
+        "patients, p2 of there for one"
+    ]
+
+
 @pytest.mark.parametrize("name", ["{label}/{patient:08}_{frame:03}.png", "{label}/{patient:08}/{frame}.png"])
 def test_a_patient_of_two_classes_is_told_of_whether_folders_or_files_name_him(tmp_path, name):
     for number in range(32):
