@@ -65,9 +65,10 @@ def prepare(args: DataArguments) -> Prepared:
     if nowhere := (known & ~internal & ~elsewhere).sum():
         report["warnings"].append(f"{args.data}: {nowhere} labelled images have no site and are left out")
     home = rows.select(of_home)
-    parts = split(balance(home, args, "all"), args)
+    balanced = balance(home, args, "all")
+    parts = split(balanced, args)
     _require_parts(parts, rows.features["label"].names, args)
-    off = deviation(parts, args)
+    off = deviation(balanced, parts, args)
     parts["train"] = balance(parts["train"], args, "train")
     if args.external:
         parts["external"] = _labelled(named[args.external])

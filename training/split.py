@@ -202,13 +202,16 @@ def _rank(seed: int | str, name: str) -> bytes:
     return blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
 
 
-def deviation(parts: Mapping[str, Dataset], args: DataArguments) -> str:
-    """The part and class whose number of images is furthest from the wanted one; of given parts which were drawn."""
+def deviation(rows: Dataset, parts: Mapping[str, Dataset], args: DataArguments) -> str:
+    """The part and class whose number of images is furthest from the wanted one; of given parts which were drawn, and
+    how many of the rows are in none."""
     if args.split_by == "column" or args.test_site:
         words = ["test"] if args.test_site else [word for rows in parts.values() for word in rows["split"]]
         given = {PART_OF.get(word.lower()) for word in words}
         drawn = [part for part in PARTS[1:] if part not in given]
-        return "the parts are as given" + f", with {' and '.join(drawn)} drawn from train" * bool(drawn)
+        rest = len(rows) - sum(map(len, parts.values()))
+        told = f", with {' and '.join(drawn)} drawn from train" * bool(drawn)
+        return f"the parts are as given{told}" + f"; {rest} labelled images are in none" * bool(rest)
     test = 1 / args.folds if args.folds else args.test_share
     validation = args.validation_share * (1 - test if args.folds else 1)
     wanted = {"train": 1 - test - validation, "validation": validation, "test": test}

@@ -167,11 +167,13 @@ def test_a_given_split_is_kept_and_a_validation_part_is_taken_from_train(plain):
         ("train valid test", "the parts are as given"),
         ("train train Test", "the parts are as given, with validation drawn from train"),
         ("train train train", "the parts are as given, with validation and test drawn from train"),
+        ("train valid test none", "the parts are as given; 1 labelled images are in none"),
     ],
 )
-def test_a_part_that_was_drawn_is_not_called_given(words, told):
-    parts = {part: Dataset.from_dict({"split": [word]}) for part, word in zip(PARTS, words.split(), strict=True)}
-    assert deviation(parts, DataArguments("clips", split_by="column")) == told
+def test_parts_that_were_drawn_are_not_called_given_and_images_in_none_are_counted(words, told):
+    parts = {part: Dataset.from_dict({"split": [word]}) for part, word in zip(PARTS, words.split(), strict=False)}
+    rows = Dataset.from_dict({"split": words.split()})
+    assert deviation(rows, parts, DataArguments("clips", split_by="column")) == told
 
 
 def test_a_split_that_was_published_is_trained_on_as_it_was(clips, tmp_path):
