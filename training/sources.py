@@ -49,6 +49,7 @@ IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array 
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 # Ids that anonymisers write for everybody; anon-1 is somebody's, and 0 to 000 may be the first of numbered patients.
 NOBODY = re.compile(r"anon(ym(ous|i[sz]ed)?)?|de[ _-]?identified|unknown|none|test|0{4,}|x+", re.IGNORECASE)
+MASKS = ("mask", "masks")  # how names of folders of masks end
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
@@ -229,12 +230,14 @@ def _by_patient(rows: Dataset, told: bool) -> Dataset:
 
 def _survey(place: Path) -> tuple[list[str], str]:
     """Look through a listing without keeping it: its columns, and a digest that changes when any file does."""
-    root = place if place.is_dir() else place.parent
+    root, told = place if place.is_dir() else place.parent, is_told(place)
     digest, columns, number, seen, of_many = hashlib.sha256(), [], 0, set(), False
-    doubled, missing = [], []
+    doubled, missing, masks = [], [], []
     for row in read_listing(place):
         path, number = row["path"], number + 1
         columns = columns or list(row)
+        if not told and any(folder.lower().endswith(MASKS) for folder in Path(path).parent.parts):
+            masks.append(path)
         if hash(path) in seen:
             doubled.append(path)
         seen.add(hash(path))
@@ -256,12 +259,17 @@ def _survey(place: Path) -> tuple[list[str], str]:
         digest.update(f"{row}{state.st_size}{state.st_mtime_ns}{state.st_ctime_ns}".encode())
     if not number:
         raise InputError(f"{place}: found no images; expected a folder for each class, or a table with a row for each")
+    if masks:
+        raise InputError(
+            f"{place}: found {len(masks)} files in folders of masks, {masks[0]} for one; expected images alone in "
+            "folders of classes; move the masks away, or list the images in metadata.csv"
+        )
     if doubled:
         raise InputError(f"{place}: found {len(doubled)} file names twice, {doubled[0]} for one; name each once")
     if missing:
         raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
     columns += ["burned_in"] * (of_many and "burned_in" not in columns) + [PATIENT] * of_many
-    if is_told(place) and (root / "masks").is_dir():
+    if told and (root / "masks").is_dir():
         columns.append("mask")
         digest.update(str(sorted(mask.relative_to(root) for mask in (root / "masks").rglob("*"))).encode())
     if of_many:  # another version, or another decoder, may give other frames, or such where there were none

@@ -196,6 +196,8 @@ def test_masks_are_found_however_a_table_names_the_images(tmp_path):
             "found more beside test, train; expected folders",
         ),
         (["normal/1.png", "sick/1.png", "test/1.png"], None, "found normal beside test; expected folders"),
+        (["normal/1.png", "sick/1.png", "masks/1.png"], None, "1 files in folders of masks, masks/1.png for one; "),
+        (["sick/images/1.png", "sick/Lung Masks/1.png"], None, "1 files in folders of masks, sick/Lung Masks/1.png "),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["\0.png", "sick"]], "1 of 2 files do not exist"),
         (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
         (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
