@@ -185,7 +185,7 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
         errors = np.maximum([values - low, high - values], 0)
         style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
         axes.errorbar(places, values, errors, label=_legible(f"{result['name']} (n = {result['n']})"), **style)
-    labels = [*map(_short, evaluations[0]["labels"])]
+    labels = list(_short(evaluations[0]["labels"]).values())
     titles = [title + whose(name, labels).replace(" ", "\n", 1) for name, title in COMPARED.items()]
     axes.set_xticks(range(len(COMPARED)), titles, fontsize=9)
     axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
