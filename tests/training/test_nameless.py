@@ -38,7 +38,7 @@ def ward(small_base, tmp_path_factory):
     rows = [[name, ("normal", "sick")[number % 2], f"Doe_Jane{(number + 3) // 4}"] for number, name in enumerate(away)]
     rows = [[*row, f"site {number // 6}"] for number, row in enumerate(rows)]
     write_table(folder / "away" / "metadata.csv", ["file_name", "label", "group", "site"], *rows)
-    save(folder / "more", "normal/Doe_John0/1.png", "sick/Doe_John0/2.png", first=200)
+    save(folder / "more", "normal/Doe_Jane1/1.png", "sick/Doe_Jane1/2.png", first=200)
     near = folder.name  # as relative paths are given
     recipe = {"data": folder / "home", "external": f"{near}/away", "also": f"{near}/more", "output_dir": folder / "m"}
     recipe |= {"model_name_or_path": small_base, "image_size": 64, "num_train_epochs": 1, "strict": "false"}
@@ -93,10 +93,10 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
     assert audit["leaks"] == ["1 pairs of exact copies stand in different parts"]
     assert audit["warnings"] == [
         "DATA: 16 groups are proposed from file names (clip_frame)",
-        "DATA: 1 groups have a name that another data set has too; put both into one table if they are the same "
-        "patients",
         "EXTERNAL: 1 image files are not in its metadata.csv and are left out",
         "EXTERNAL: 1 groups stand at more than one site; write the site into the group where these are other patients",
+        "EXTERNAL: 1 groups have a name that another data set has too; put both into one table if they are the same "
+        "patients",
         "ALSO: 1 names of groups stand in more than one class and are taken for a patient of each; tell groups in a "
         "table where it is one patient",
         "EXTERNAL: 1 file names contradict their labels",
