@@ -20,32 +20,38 @@ PATTERNS = {
     "IM-NNNN-NNNN": re.compile(r".*IM-\d+(?=-\d+)"),
     "clip_frame": re.compile(r".*?(?=[ _.-]*(frame|frm|img|image|slice|f)?[ _.-]*#?\d+$)", re.IGNORECASE),
 }
-LARGEST = 0.2  # share of the images that one proposed group may have
+LARGEST = 0.2  # share of the files that one group of clip_frame may have
 FEWEST = 6  # groups that names must make to be believed
 
 
 def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     """A group for each path by the patterns of its name, and which patterns they were; the path itself where none fits.
 
-    Names that would put a fifth of the files into one group, or make fewer than FEWEST groups of several files, are
-    numbers and no clips: then every path is its own group and the pattern is "". The frames of a clip have one path.
+    That what precedes a number is a clip is a guess: where more than a fifth of all files would be one, they are
+    numbers and no clip, and each is its own group. Where fewer than FEWEST groups of several files are left, every path
+    is its own group and the pattern is "". The frames of a clip have one path.
     """
-    groups, used = {}, Counter()
-    for path in dict.fromkeys(paths):
-        name, group = PurePosixPath(path), path
-        for pattern, expression in PATTERNS.items():
-            found = expression.search(name.stem) if pattern == "personNNN" else expression.match(name.stem)
-            if found and found.group():
-                folders = [part for part in name.parent.parts if part.lower() not in PART_OF]  # images/train/normal
-                group = PurePosixPath(*folders, found.group()).as_posix()
-                used[pattern] += 1
-                break
-        groups[path] = group
-    sizes = Counter(groups.values())
-    several = [size for size in sizes.values() if size > 1]
-    if len(several) < FEWEST or max(sizes.values()) > LARGEST * len(groups):
+    proposed = {path: _proposed(path) for path in paths}
+    sizes = Counter(proposed.values())
+    for path, (group, pattern) in proposed.items():
+        if pattern == "clip_frame" and sizes[group, pattern] > LARGEST * len(proposed):
+            proposed[path] = path, ""
+    several = [size for size in Counter(group for group, _ in proposed.values()).values() if size > 1]
+    if len(several) < FEWEST:
         return list(paths), ""
-    return [groups[path] for path in paths], ", ".join(pattern for pattern, _ in used.most_common())
+    used = Counter(pattern for _, pattern in proposed.values() if pattern)
+    return [proposed[path][0] for path in paths], ", ".join(pattern for pattern, _ in used.most_common())
+
+
+def _proposed(path: str) -> tuple[str, str]:
+    """The group that a path's name tells, and by which pattern; the path itself and "" where none fits."""
+    name = PurePosixPath(path)
+    folders = [part for part in name.parent.parts if part.lower() not in PART_OF]  # images/train/normal
+    for pattern, expression in PATTERNS.items():
+        found = expression.search(name.stem) if pattern == "personNNN" else expression.match(name.stem)
+        if found and found.group():
+            return PurePosixPath(*folders, found.group()).as_posix(), pattern
+    return path, ""
 
 
 def is_alone(path: str, group: str) -> bool:

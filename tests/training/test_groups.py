@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -51,6 +53,21 @@ def test_frames_of_a_clip_are_one_group_in_whichever_part_of_a_given_split_they_
 )
 def test_numbered_files_are_no_clips(names):
     assert groups_from_names(names) == (names, "")
+
+
+@pytest.mark.parametrize("name", ["patient{}_{}.png", "NORMAL2-IM-{:04}-{:04}.jpeg"])
+def test_a_patient_of_many_images_is_believed_and_takes_the_others_from_nobody(name):
+    names = [name.format(patient, k) for patient in range(30) for k in range(4)]
+    names += [name.format(99, k) for k in range(31)]  # a fifth of all
+    assert Counter(Counter(groups_from_names(names)[0]).values()) == {4: 30, 31: 1}
+
+
+def test_numbered_files_take_no_patients_from_those_beside_them():
+    persons = [f"person{n}_virus_{k}.png" for n in range(8) for k in range(3)]
+    numbered = [f"Normal-{n}.png" for n in range(1, 61)]
+    groups, used = groups_from_names(persons + numbered)
+    assert groups == [name.partition("_")[0] for name in persons] + numbered
+    assert used == "personNNN"
 
 
 def grouped(clips: list[str]) -> list[str]:
