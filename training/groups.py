@@ -14,9 +14,10 @@ from scipy.sparse.csgraph import connected_components
 
 from training.listings import PART_OF
 
-# What precedes the number of the frame in common names; the first that fits a name is taken.
-PATTERNS = {
-    "personNNN": re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+", re.IGNORECASE),
+# A patient in common names of files and of folders, with the hyphen as BIDS names them.
+PERSON = re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+|(?<![a-z\d])sub-[a-z]*\d[a-z\d]*", re.IGNORECASE)
+# What precedes the number of the frame in common names of files; the first that fits is taken.
+FRAMES = {
     "IM-NNNN-NNNN": re.compile(r".*IM-\d+(?=-\d+)"),
     "clip_frame": re.compile(r".*?(?=[ _.-]*(frame|frm|img|image|slice|f)?[ _.-]*#?\d+$)", re.IGNORECASE),
 }
@@ -25,7 +26,7 @@ FEWEST = 6  # groups that names must make to be believed
 
 
 def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
-    """A group for each path by the patterns of its name, and which patterns they were; the path itself where none fits.
+    """A group for each path by the patterns of its names, and which they were; the path itself where none fits.
 
     That what precedes a number is a clip is a guess: where more than a fifth of all files would be one, they are
     numbers and no clip, and each is its own group. Where fewer than FEWEST groups of several files are left, every path
@@ -44,13 +45,15 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _proposed(path: str) -> tuple[str, str]:
-    """The group that a path's name tells, and by which pattern; the path itself and "" where none fits."""
-    name = PurePosixPath(path)
-    folders = [part for part in name.parent.parts if part.lower() not in PART_OF]  # images/train/normal
-    for pattern, expression in PATTERNS.items():
-        found = expression.search(name.stem) if pattern == "personNNN" else expression.match(name.stem)
-        if found and found.group():
-            return PurePosixPath(*folders, found.group()).as_posix(), pattern
+    """The group that a path's names tell, and by which pattern; the path itself and "" where none fits."""
+    file = PurePosixPath(path)
+    names = [*(part for part in file.parent.parts if part.lower() not in PART_OF), file.stem]  # images/train/normal
+    for depth, name in enumerate(names):
+        if found := PERSON.search(name):
+            return PurePosixPath(*names[:depth], found.group()).as_posix(), "personNNN"
+    for pattern, expression in FRAMES.items():
+        if (found := expression.match(file.stem)) and found.group():
+            return PurePosixPath(*names[:-1], found.group()).as_posix(), pattern
     return path, ""
 
 

@@ -55,6 +55,25 @@ def test_numbered_files_are_no_clips(names):
     assert groups_from_names(names) == (names, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("train/patient{:05}/study{}/view1_frontal.jpg", "patient{:05}"),  # CheXpert
+        ("sub-S{0:05}/ses-E{1}/sub-S{0:05}_ses-E{1}_run-1.png", "sub-S{:05}"),  # BIMCV
+        ("images/sub-S{:05}_ses-E{}_run-1.png", "images/sub-S{:05}"),
+    ],
+)
+def test_all_studies_of_a_patient_are_one_group(name, group):
+    names = [name.format(patient, study) for patient in range(6) for study in (1, 2)]
+    groups = [group.format(patient) for patient in range(6) for _ in (1, 2)]
+    assert groups_from_names(names) == (groups, "personNNN")
+
+
+def test_what_begins_with_sub_is_no_patient_without_a_number():
+    names = [f"{clip}/sub-pleural_{frame}.png" for clip in "abcdef" for frame in (1, 2)]
+    assert groups_from_names(names) == ([f"{clip}/sub-pleural" for clip in "abcdef" for _ in (1, 2)], CLIP)
+
+
 @pytest.mark.parametrize("name", ["patient{}_{}.png", "NORMAL2-IM-{:04}-{:04}.jpeg"])
 def test_a_patient_of_many_images_is_believed_and_takes_the_others_from_nobody(name):
     names = [name.format(patient, k) for patient in range(30) for k in range(4)]
