@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,8 @@ PART_OF = {
 ASIDE = ("external", "unlabelled", "left_out")  # what a published split says besides: see training/publishable.py
 PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
 GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
-NORMAL = {"normal", "healthy", "regular", "reg", "negative"}  # words for the class that is not the positive one
+# Words for the class that is not the positive one.
+NORMAL = {"normal", "healthy", "regular", "reg", "negative", "no finding", "no findings"}
 OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own
 
 
@@ -115,6 +117,11 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
             f"{folder}: found {len(loose)} images outside class folders, {loose[0]} for one; "
             "put each into a folder named after its class, or list them in metadata.csv (file_name, label)"
         )
+
+
+def is_normal(label: str) -> bool:
+    """Whether a class's name is one of NORMAL, in whatever capitals and with _ or - for a blank."""
+    return re.sub("[_-]", " ", label.lower()) in NORMAL
 
 
 def is_told(place: Path) -> bool:

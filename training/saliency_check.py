@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 from space.images import load_image
 from space.predictor import BATCH, Predictor
 from space.saliency import saliency_maps, scaled_map
-from training.listings import NORMAL
+from training.listings import is_normal
 from training.metric.bootstrap import interval, widened
 from training.settle import evenly
 
@@ -160,7 +160,7 @@ def _place(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: str
     has = np.array(list(masks))
     pixels = _pixels(predictor, rows, has)
     own = {label: index for index, label in enumerate(predictor.labels)}
-    own |= {label: len(own) - 1 for label in own if len(own) == 2 or label.lower() in NORMAL}
+    own |= {label: len(own) - 1 for label in own if len(own) == 2 or is_normal(label)}
     classes = torch.tensor([own[label] for label in table["label"].iloc[has]], device=pixels.device)
     size = pixels.shape[:1:-1]
     hits, inside, shares = [], [], []

@@ -39,7 +39,7 @@ from space.errors import InputError
 from training import anatomy, phantom, phantom_sites, ultrasound
 from training.groups import is_alone, merge
 from training.hub_data import read_hub
-from training.listings import NORMAL, image_files, is_told, read_listing
+from training.listings import image_files, is_normal, is_told, read_listing
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
@@ -156,7 +156,7 @@ def all_synthetic(rows: Dataset) -> bool:
 
 def normal_first(names: Iterable[str]) -> list[str]:
     """Class names in their usual order: normal first, then other words for it (NORMAL), then the others by name."""
-    return sorted(names, key=lambda name: (name.lower() != "normal", name.lower() not in NORMAL, name))
+    return sorted(names, key=lambda name: (name.lower() != "normal", not is_normal(name), name))
 
 
 def is_hub_id(source: str) -> bool:

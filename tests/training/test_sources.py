@@ -40,7 +40,9 @@ def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
         ["regular", "covid", "pneumonia"],
         ["negative", "flu", "positive"],
         ["normal", "healthy", "covid"],
-        ["edema", "no finding"],
+        ["No Finding", "Cardiomegaly"],
+        ["NO_FINDINGS", "Edema"],
+        ["edema", "not normal"],
     ],
 )
 def test_a_class_named_by_another_word_for_normal_is_not_the_positive_one(names):
