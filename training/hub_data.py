@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from space.errors import InputError
 from space.remote import open_parquet
-from training.listings import GROUPS, LABELS, OURS, PART_OF
+from training.listings import OURS, PART_OF, known_columns
 
 
 def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:
@@ -94,7 +94,8 @@ def _addressed_cells(files: list[str], features: Features | None, split: str) ->
 def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     features = part.features
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
-    label = next((name for name in LABELS if name in features), None)
+    known = known_columns(part.column_names)
+    label = known.get("label")
     if not pictures or (labelled and label is None):
         found = ", ".join(features)
         raise InputError(f"{place}: found the columns {found}; expected one of images{', and label' * labelled}")
@@ -105,7 +106,6 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
     picture = "image" if "image" in pictures else pictures[0]
     if labelled and not isinstance(features[label], Value | ClassLabel):
         raise InputError(f"{place}: {label} holds more than one value for an image; expected one class for each")
-    group = next((name for name in GROUPS if name in features), None)
 
     def text(name: str | None) -> list[str]:
         if name not in features:
@@ -123,12 +123,12 @@ def _hub_rows(part: Dataset, place: str, split: str, labelled: bool) -> Dataset:
         raise InputError(f"{place}: {files.count(None)} rows hold no image, {paths[files.index(None)]} for one")
     columns = {
         "label": text(label),
-        "group": [value or path for value, path in zip(text(group), paths, strict=True)],
-        "site": text("site"),
+        "group": [value or path for value, path in zip(text(known.get("group")), paths, strict=True)],
+        "site": text(known.get("site")),
         "path": paths,
-        "split": [value or PART_OF.get(split, split) for value in text("split")],
+        "split": [value or PART_OF.get(split, split) for value in text(known.get("split"))],
     }
-    kept = {picture, label, group, "site", "path", "split", *OURS}
+    kept = {picture, "path", *OURS, *(known[name] for name in known if name != "path")}
     columns |= {
         name: text(name) for name, kind in features.items() if name not in kept and isinstance(kind, Value | ClassLabel)
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -24,8 +24,13 @@ PART_OF = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 ASIDE = ("external", "unlabelled", "left_out")  # what a published split says besides: see training/publishable.py
-PATHS, LABELS = ("path", "file_name", "image"), ("label", "labels")
-GROUPS = ("group", "patient", "patient_id", "subject", "subject_id")
+COLUMNS = {  # by our name what a table may call them, in whatever capitals, and with blanks for _
+    "path": ("path", "file_name", "image"),
+    "label": ("label", "labels"),
+    "group": ("group", "patient", "patient_id", "patientid", "subject", "subject_id"),
+    "site": ("site",),
+    "split": ("split",),
+}
 # Words for the class that is not the positive one.
 NORMAL = {"normal", "healthy", "regular", "reg", "negative", "no finding", "no findings"}
 OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own
@@ -73,7 +78,7 @@ def _csv(file: Path, labelled: bool) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     opened = pq.ParquetFile(file)
-    path = next((name for name in PATHS if name in opened.schema_arrow.names), None)
+    path = known_columns(opened.schema_arrow.names).get("path")
     if path and pa.types.is_nested(opened.schema_arrow.field(path).type):  # a file of a data set of the Hub
         raise InputError(f"{file}: the column {path} holds pictures; expected their paths, or user/name on the Hub")
     rows = chain.from_iterable(batch.to_pylist() for batch in opened.iter_batches(1024))
@@ -81,16 +86,25 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"row {number}", {name: "" if value is None else str(value) for name, value in row.items()}
 
 
+def known_columns(names: Sequence[str]) -> dict[str, str]:
+    """Those of COLUMNS that are among a table's names, each with its name there. Names that are written as in COLUMNS
+    come before all others."""
+    plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names)}
+    known = {}
+    for ours, wanted in COLUMNS.items():
+        if found := [name for name in wanted if name in names] + [plain[name] for name in wanted if name in plain]:
+            known[ours] = found[0]
+    return known
+
+
 def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
-    """Our names of a table's columns and its own: path, label and group may be called otherwise."""
+    """Our names of a table's columns and its own."""
     own = {name.strip(): name for name in found}
-    path, label, group = (next((name for name in names if name in own), None) for names in (PATHS, LABELS, GROUPS))
-    if path is None or (labelled and label is None):
+    known = {theirs: ours for ours, theirs in known_columns([*own]).items()}
+    if not {"path", *["label"] * labelled} <= set(known.values()):
         wanted = "path (or file_name)" + (" and label" if labelled else "")
         raise InputError(f"{file}: found the columns {', '.join(found)}; expected {wanted}")
-    ours = {"path": own[path]} | ({"label": own[label]} if label else {}) | ({"group": own[group]} if group else {})
-    others = {name: own[name] for name in own if name not in {path, label, group, "image", *OURS}}
-    return ours | others
+    return {known.get(name, name): own[name] for name in own if name in known or name not in {"image", *OURS}}
 
 
 def _class_folders(folder: Path) -> Iterator[dict[str, str]]:

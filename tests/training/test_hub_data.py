@@ -181,6 +181,13 @@ def test_a_split_that_a_column_gives_comes_before_that_of_the_file(tmp_path):
     assert list(rows["split"]) == ["Test", "train"]
 
 
+def test_capitals_and_blanks_in_the_names_of_columns_mean_nothing(tmp_path):
+    columns = {name: ([value, None], TEXT) for name, value in (("Patient ID", "P7"), ("Site", "A"), ("Split", "test"))}
+    rows = as_published(tmp_path, image=PICTURES, **columns).remove_columns("image")
+    assert sorted(rows.column_names) == ["group", "label", "path", "site", "split"]
+    assert [rows[0][name] for name in ("group", "site", "split")] == ["P7", "A", "test"]
+
+
 def test_of_several_columns_of_images_the_one_named_image_is_read(tmp_path):
     rows = as_published(tmp_path, mask=([Picture.new("L", (9, 9))] * 2, Image()), image=PICTURES)
     assert [image.size for image in rows["image"]] == [(4, 4)] * 2

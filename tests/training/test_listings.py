@@ -36,6 +36,29 @@ def test_white_space_around_a_path_is_passed_over_unless_it_is_part_of_the_file_
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("patient", ["Patient ID", "PatientID", "patientId", "PATIENT_ID", "Group "])
+def test_capitals_and_blanks_in_the_names_of_columns_mean_nothing(tmp_path, ending, patient):
+    write_images(tmp_path, "1.png", "2.png")
+    rows = [["1.png", "normal", "P7", "A", "train"], ["2.png", "sick", "P8", "B", "test"]]
+    write_as(tmp_path / f"plain.{ending}", ["path", "label", "group", "site", "split"], *rows)
+    write_as(tmp_path / f"list.{ending}", ["Path", "Label", patient, "Site", "SPLIT"], *rows)
+    plain, read = (load_data(tmp_path / f"{name}.{ending}").remove_columns("image") for name in ("plain", "list"))
+    assert read.column_names == plain.column_names
+    assert read[:] == plain[:]
+
+
+def test_of_columns_with_one_name_the_one_written_in_small_letters_is_read_and_the_others_are_kept(tmp_path):
+    write_images(tmp_path, "1.png", "2.png")
+    columns = ["Label", "file_name", "label", "Group", "patient_id"]
+    rows = [["3", "1.png", "normal", "arm", "P7"], ["4", "2.png", "sick", "arm", "P8"]]
+    write_table(tmp_path / "list.csv", columns, *rows)
+    rows = load_data(tmp_path / "list.csv")
+    assert rows.features["label"].names == ["normal", "sick"]
+    assert list(rows["group"]) == ["P7", "P8"]
+    assert (list(rows["Label"]), list(rows["Group"])) == (["3", "4"], ["arm", "arm"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_rows_in_which_all_is_blank_are_no_images(tmp_path, ending):
     write_images(tmp_path, "1.png", "2.png")
     blank, file = ["", ""], tmp_path / f"list.{ending}"
