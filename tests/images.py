@@ -70,7 +70,10 @@ def strange_pictures(seed: int = 0) -> dict[str, list[Image.Image]]:
     }
 
 
-COPIES = ("JPEG q60", "resized 80 %", "brighter 10 %", "darker 10 %", "cropped 3 %", "text burned in")
+COPIES = (
+    *("JPEG q60", "resized 80 %", "brighter 10 %", "darker 10 %", "cropped 3 %", "text burned in"),
+    "cropped 5 % at the top",
+)
 
 
 def copy_of(image: Image.Image, kind: str) -> Image.Image:
@@ -87,6 +90,8 @@ def copy_of(image: Image.Image, kind: str) -> Image.Image:
     if kind == "cropped 3 %":
         left, top = round(width * 0.03), round(height * 0.03)
         return image.crop((left, top, width - left, height - top))
+    if kind == "cropped 5 % at the top":
+        return image.crop((0, round(height * 0.05), width, height))
     marked = image.copy()
     ImageDraw.Draw(marked).text((width * 0.7, height * 0.05), "R 12:07", fill=(255, 255, 255), font_size=height // 16)
     return marked

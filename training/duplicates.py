@@ -30,6 +30,7 @@ Crop = tuple[float, float, float, float]  # shares cut off: top, bottom, left, r
 CROPS: tuple[Crop, ...] = (
     *((share, share, share, share) for share in (0.0, 0.015, 0.03, 0.05)),
     *((top, 0.03 - top, left, 0.03 - left) for top in (0.0, 0.03) for left in (0.0, 0.03)),
+    *((0.05, 0.0, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0), (0.0, 0.0, 0.05, 0.0), (0.0, 0.0, 0.0, 0.05)),
 )
 
 
