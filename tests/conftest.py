@@ -19,7 +19,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "GRADIO_TEMP_DIR": f"{CACHE}/gradio",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    "OMP_NUM_THREADS": "1",  # there is a test process for each core
+    "OMP_NUM_THREADS": "1",  # there is a test process for each core, and one more, for many wait
     "CUDA_VISIBLE_DEVICES": "",  # what is compared to the last digit is what a processor computes
 }
 
