@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -32,7 +33,9 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     numbers and no clip, and each is its own group. Where fewer than FEWEST groups of several files are left, every path
     is its own group and the pattern is "". The frames of a clip have one path.
     """
-    proposed = {path: _proposed(path) for path in paths}
+    levels = zip(*map(_folders, paths), strict=False)
+    around = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))  # folders of all, and so nobody's
+    proposed = {path: _proposed(path, around) for path in paths}
     sizes = Counter(proposed.values())
     for path, (group, pattern) in proposed.items():
         if pattern == "clip_frame" and sizes[group, pattern] > LARGEST * len(proposed):
@@ -44,16 +47,22 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     return [proposed[path][0] for path in paths], ", ".join(pattern for pattern, _ in used.most_common())
 
 
-def _proposed(path: str) -> tuple[str, str]:
-    """The group that a path's names tell, and by which pattern; the path itself and "" where none fits."""
-    file = PurePosixPath(path)
-    names = [*(part for part in file.parent.parts if part.lower() not in PART_OF), file.stem]  # images/train/normal
-    for depth, name in enumerate(names):
+def _folders(path: str) -> list[str]:
+    return [name for name in PurePosixPath(path).parent.parts if name.lower() not in PART_OF]  # images/train/normal
+
+
+def _proposed(path: str, around: int) -> tuple[str, str]:
+    """The group that a path's names tell, and by which pattern; the path itself and "" where none fits.
+
+    around: how many of its folders are no patient's.
+    """
+    folders, stem = _folders(path), PurePosixPath(path).stem
+    for depth, name in list(enumerate([*folders, stem]))[around:]:
         if found := PERSON.search(name):
-            return PurePosixPath(*names[:depth], found.group()).as_posix(), "personNNN"
+            return PurePosixPath(*folders[:depth], found.group()).as_posix(), "personNNN"
     for pattern, expression in FRAMES.items():
-        if (found := expression.match(file.stem)) and found.group():
-            return PurePosixPath(*names[:-1], found.group()).as_posix(), pattern
+        if (found := expression.match(stem)) and found.group():
+            return PurePosixPath(*folders, found.group()).as_posix(), pattern
     return path, ""
 
 

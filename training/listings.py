@@ -123,7 +123,8 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
             loose.append(path)
             continue
         inner = path.parts[depth:]
-        group = "/".join(inner[:2]) if len(inner) > 2 else ""
+        within = [name for name in inner[1:-1] if name.lower() not in {"images", "imgs"}]  # which are nobody's
+        group = f"{inner[0]}/{within[0]}" if within else ""
         row = {"path": path.as_posix(), "label": inner[0], "group": group, "site": ""}
         yield row | ({"split": PART_OF[path.parts[0].lower()]} if depth else {})
     if loose:

@@ -69,6 +69,12 @@ def test_all_studies_of_a_patient_are_one_group(name, group):
     assert groups_from_names(names) == (groups, "personNNN")
 
 
+def test_a_folder_that_all_files_lie_in_is_no_patient():
+    names = [f"/home/case2/scans/clip{clip}_frame{frame}.png" for clip in range(8) for frame in range(3)]
+    groups, pattern = groups_from_names(names)
+    assert (len(set(groups)), pattern) == (8, "clip_frame")
+
+
 def test_what_begins_with_sub_is_no_patient_without_a_number():
     names = [f"{clip}/sub-pleural_{frame}.png" for clip in "abcdef" for frame in (1, 2)]
     assert groups_from_names(names) == ([f"{clip}/sub-pleural" for clip in "abcdef" for _ in (1, 2)], CLIP)

@@ -54,6 +54,13 @@ def test_folders_inside_class_folders_are_groups_and_files_without_one_are_their
     assert list(load_data(tmp_path)["group"]) == ["normal/7.png", "sick/p1", "sick/p1", "sick/p2"]
 
 
+def test_a_folder_named_images_is_no_group(tmp_path):
+    write_images(
+        tmp_path, "COVID/images/1.png", "Normal/images/1.png", "Normal/images/p2/1.png", "Normal/images/p2/2.png"
+    )
+    assert list(load_data(tmp_path)["group"]) == ["COVID/images/1.png", "Normal/images/1.png", "Normal/p2", "Normal/p2"]
+
+
 def test_links_to_folders_are_followed_and_those_that_lead_up_or_nowhere_are_not(tmp_path):
     write_images(tmp_path, "archive/p1/1.png", "data/sick/p2/1.png", "data/normal/1.png")
     (tmp_path / "data" / "sick" / "p1").symlink_to(tmp_path / "archive" / "p1")
