@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -138,16 +140,24 @@ def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tm
 
 
 def test_an_upload_lies_no_longer_than_is_said(monkeypatch, tmp_path):
+    """By a clock that stands still between looks, half way between two of which the upload came."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr(server, "SWEPT", 0.7)
-    monkeypatch.setattr(server, "KEPT", 1)
     (file := tmp_path / "scan.png").write_text("not looked at")
-    began = time.monotonic()
+    came, gone = time.time(), threading.Event()
+    clock = SimpleNamespace(now=came - server.SWEPT / 2, time=lambda: clock.now)
+
+    def sleep(seconds):
+        if not file.exists():
+            gone.set()
+            threading.Event().wait()  # for good
+        clock.now += seconds
+
+    clock.sleep = sleep
+    monkeypatch.setattr(server, "time", clock)
     with gr.Blocks() as blocks:
         server.sweep(blocks)
-    while file.exists() and time.monotonic() < began + 20:
-        time.sleep(0.02)
-    assert time.monotonic() - began <= server.KEPT
+    assert gone.wait(20)
+    assert server.KEPT - 2 * server.SWEPT <= clock.now - came <= server.KEPT
 
 
 @pytest.fixture(scope="module")
