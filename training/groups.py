@@ -30,12 +30,15 @@ def groups_from_names(paths: Sequence[str]) -> tuple[list[str], str]:
     """A group for each path by the patterns of its names, and which they were; the path itself where none fits.
 
     That what precedes a number is a clip is a guess: where more than a fifth of all files would be one, they are
-    numbers and no clip, and each is its own group. Where fewer than FEWEST groups of several files are left, every path
-    is its own group and the pattern is "". The frames of a clip have one path.
+    numbers and no clip, and each is its own group. Folders are believed to be patients' where there are FEWEST of them.
+    Where fewer than FEWEST groups of several files are left, every path is its own group and the pattern is "". The
+    frames of a clip have one path.
     """
     levels = zip(*map(_folders, paths), strict=False)
     around = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))  # folders of all, and so nobody's
-    proposed = {path: _proposed(path, around) for path in paths}
+    inside = {path: _person(_folders(path), around) for path in paths}
+    inside = inside if len({*inside.values()} - {""}) >= FEWEST else {}
+    proposed = {path: (inside[path], "personNNN") if inside.get(path) else _of_file(path) for path in paths}
     sizes = Counter(proposed.values())
     for path, (group, pattern) in proposed.items():
         if pattern == "clip_frame" and sizes[group, pattern] > LARGEST * len(proposed):
@@ -51,15 +54,19 @@ def _folders(path: str) -> list[str]:
     return [name for name in PurePosixPath(path).parent.parts if name.lower() not in PART_OF]  # images/train/normal
 
 
-def _proposed(path: str, around: int) -> tuple[str, str]:
-    """The group that a path's names tell, and by which pattern; the path itself and "" where none fits.
-
-    around: how many of its folders are no patient's.
-    """
-    folders, stem = _folders(path), PurePosixPath(path).stem
-    for depth, name in list(enumerate([*folders, stem]))[around:]:
+def _person(names: Sequence[str], first: int) -> str:
+    """The patient that the first of these names, from number `first` on, tells, below the names before it; or ""."""
+    for depth, name in list(enumerate(names))[first:]:
         if found := PERSON.search(name):
-            return PurePosixPath(*folders[:depth], found.group()).as_posix(), "personNNN"
+            return PurePosixPath(*names[:depth], found.group()).as_posix()
+    return ""
+
+
+def _of_file(path: str) -> tuple[str, str]:
+    """The group that a file's name tells, and by which pattern; the path itself and "" where none fits."""
+    folders, stem = _folders(path), PurePosixPath(path).stem
+    if person := _person([*folders, stem], len(folders)):
+        return person, "personNNN"
     for pattern, expression in FRAMES.items():
         if (found := expression.match(stem)) and found.group():
             return PurePosixPath(*folders, found.group()).as_posix(), pattern

@@ -88,11 +88,12 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def known_columns(names: Sequence[str]) -> dict[str, str]:
     """Those of COLUMNS that are among a table's names, each with its name there. Names that are written as in COLUMNS
-    come before all others."""
+    come before all others, and Group, which may be the arm of a study, after these."""
     plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names)}
     known = {}
     for ours, wanted in COLUMNS.items():
-        if found := [name for name in wanted if name in names] + [plain[name] for name in wanted if name in plain]:
+        others = [plain[name] for name in sorted(wanted, key="group".__eq__) if name in plain]
+        if found := [name for name in wanted if name in names] + others:
             known[ours] = found[0]
     return known
 

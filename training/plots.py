@@ -173,7 +173,7 @@ def gallery(predictor: Predictor, rows: Dataset, table: pd.DataFrame, method: st
     return sheet
 
 
-def comparison(evaluations: Sequence[dict]) -> Figure:
+def comparison(evaluations: Sequence[dict], labels: Sequence[str]) -> Figure:
     """Home and away side by side: the chief figures of all evaluations with their intervals."""
     figure, axes = _panels(1, width=2 * PANEL)
     for number, result in enumerate(evaluations):
@@ -185,8 +185,8 @@ def comparison(evaluations: Sequence[dict]) -> Figure:
         errors = np.maximum([values - low, high - values], 0)
         style = {"fmt": "os^Dv"[number % 5], "color": (BLUE, ORANGE, GREY)[number % 3], "capsize": 3}
         axes.errorbar(places, values, errors, label=_legible(f"{result['name']} (n = {result['n']})"), **style)
-    labels = list(_short(evaluations[0]["labels"]).values())
-    titles = [title + whose(name, labels).replace(" ", "\n", 1) for name, title in COMPARED.items()]
+    short = list(_short(labels).values())
+    titles = [title + whose(name, short).replace(" ", "\n", 1) for name, title in COMPARED.items()]
     axes.set_xticks(range(len(COMPARED)), titles, fontsize=9)
     axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)

@@ -58,8 +58,9 @@ def read_publishable(data: str, model: Path, rights: bool) -> dict[str, Dataset]
     """DATA as the splits of a model folder, ready to be written: image, label, group, site and what there is of KEPT.
 
     train, validation and test are those of split.csv; what is in none is external (another site's, or what a given
-    split calls so), unlabelled, or left_out (by balancing, or by a given split). Raises InputError when DATA is not
-    what the model was trained with, or when an image's licence does not allow it to be shared and `rights` is false.
+    split calls so), unlabelled, or left_out (by balancing, by a given split, or without a site). Raises InputError when
+    DATA is not what the model was trained with, or when an image's licence does not allow it to be shared and `rights`
+    is false.
     """
     names = labels_of(model)
     rows = load_data(data, names)
@@ -167,7 +168,7 @@ def _parts(rows: Dataset, model: Path, data: str) -> np.ndarray:
         )
     parts = split["split"].reindex(found[key]).fillna("").to_numpy(dtype=object)
     rest, known = parts == "", np.asarray(rows["label"]) != UNLABELLED
-    away = ~np.isin(np.asarray(rows["site"]), sites) if sites else np.zeros(len(rows), bool)
+    away = ~np.isin(np.asarray(rows["site"]), [*sites, ""]) if sites else np.zeros(len(rows), bool)
     if recipe.get("split_by") == "column":
         away |= np.asarray(column(rows, "split")) == "external"
     parts[rest & ~known], parts[rest & known & away], parts[rest & known & ~away] = "unlabelled", "external", "left_out"

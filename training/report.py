@@ -21,7 +21,7 @@ def write_report(folder: Path) -> None:
     A page without real images says so, by <meta name="synthetic" content="yes">.
     """
     told = gather(folder)
-    plots.save(folder / "eval" / "comparison.png", plots.comparison(told["evaluations"]))
+    plots.save(folder / "eval" / "comparison.png", plots.comparison(told["evaluations"], told["labels"]))
 
     def picture(name: str) -> str | None:
         file = folder / "eval" / f"{name}.png"

@@ -49,7 +49,7 @@ IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array 
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 # Ids that anonymisers write for everybody; anon-1 is somebody's, and 0 to 000 may be the first of numbered patients.
 NOBODY = re.compile(r"anon(ym(ous|i[sz]ed)?)?|de[ _-]?identified|unknown|none|test|0{4,}|x+", re.IGNORECASE)
-MASKS = ("mask", "masks")  # how names of folders of masks end
+MASKS = re.compile(r"(.*[ _-])?masks?", re.IGNORECASE)  # names of folders of masks
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
@@ -228,6 +228,12 @@ def _by_patient(rows: Dataset, told: bool) -> Dataset:
     return rows.remove_columns("group").add_column("group", groups, feature=Value("string"))
 
 
+def _is_mask(path: str, label: str) -> bool:
+    """Whether a file lies in a folder of masks; a class may be called with_mask."""
+    inside = [folder for folder in Path(path).parent.parts if folder != label]
+    return label.lower() in {"mask", "masks"} or any(map(MASKS.fullmatch, inside))
+
+
 def _survey(place: Path) -> tuple[list[str], str]:
     """Look through a listing without keeping it: its columns, and a digest that changes when any file does."""
     root, told = place if place.is_dir() else place.parent, is_told(place)
@@ -236,7 +242,7 @@ def _survey(place: Path) -> tuple[list[str], str]:
     for row in read_listing(place):
         path, number = row["path"], number + 1
         columns = columns or list(row)
-        if not told and any(folder.lower().endswith(MASKS) for folder in Path(path).parent.parts):
+        if not told and _is_mask(path, row["label"]):
             masks.append(path)
         if hash(path) in seen:
             doubled.append(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from space.errors import InputError
+from training.arguments import OF_A_RUN
 from training.outputs import new_file
 
 RUN = "run.yaml"  # in the folder: what the run is
@@ -43,7 +44,8 @@ def unfinished(work: Path, run: dict, overwrite: bool) -> Iterator[None]:
 
 def _clear(work: Path, run: dict, overwrite: bool) -> None:
     """Keep what is of the same run, and whole."""
-    run, before = yaml.safe_load(yaml.safe_dump(run)), read_run(work)
+    run = yaml.safe_load(yaml.safe_dump(run))
+    before = {key: value for key, value in read_run(work).items() if key not in OF_A_RUN}  # which earlier versions kept
     differs, whole = difference(before, run), last_checkpoint(work / "checkpoints")
     if differs and whole and not overwrite:
         if before:

@@ -69,6 +69,15 @@ def test_all_studies_of_a_patient_are_one_group(name, group):
     assert groups_from_names(names) == (groups, "personNNN")
 
 
+@pytest.mark.parametrize(
+    "folders", [["patient0", "patient1", "patient2"], ["normal_case2", "covid_case2"], ["COVID_pat1", "normal"]]
+)
+def test_clips_of_few_patients_or_in_folders_of_other_things_keep_their_groups(folders):
+    clips = [f"{folder}/clip{clip}" for folder in folders for clip in range(4)]
+    groups, pattern = groups_from_names([f"{clip}_frame{frame}.png" for clip in clips for frame in range(3)])
+    assert (groups, pattern) == ([clip for clip in clips for _ in range(3)], "clip_frame")
+
+
 def test_a_folder_that_all_files_lie_in_is_no_patient():
     names = [f"/home/case2/scans/clip{clip}_frame{frame}.png" for clip in range(8) for frame in range(3)]
     groups, pattern = groups_from_names(names)

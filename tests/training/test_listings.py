@@ -47,6 +47,13 @@ def test_capitals_and_blanks_in_the_names_of_columns_mean_nothing(tmp_path, endi
     assert read[:] == plain[:]
 
 
+def test_a_column_of_patients_comes_before_one_that_may_be_of_the_arms_of_a_study(tmp_path):
+    write_images(tmp_path, "1.png", "2.png")
+    rows = [["1.png", "normal", "control", "P7"], ["2.png", "sick", "case", "P8"]]
+    write_table(tmp_path / "list.csv", ["path", "label", "Group", "Patient ID"], *rows)
+    assert list(load_data(tmp_path / "list.csv")["group"]) == ["P7", "P8"]
+
+
 def test_of_columns_with_one_name_the_one_written_in_small_letters_is_read_and_the_others_are_kept(tmp_path):
     write_images(tmp_path, "1.png", "2.png")
     columns = ["Label", "file_name", "label", "Group", "patient_id"]

@@ -282,6 +282,24 @@ def test_a_given_split_says_what_is_external_and_what_it_does_not_name_is_left_o
     assert told in (tmp_path / "README.md").read_text()
 
 
+def test_images_without_a_site_are_published_as_left_out_and_not_as_another_site_s(secret, tmp_path):
+    data, model = secret
+    table = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
+    table.assign(site=["A", "A", "A", "B", ""]).to_csv(data / "metadata.csv", index=False)
+    split = pd.read_csv(model / "split.csv", dtype=str, keep_default_na=False)
+    split[split["path"].isin(table["file_name"][:3])].to_csv(model / "split.csv", index=False)
+    (model / "recipe.yaml").write_text(yaml.safe_dump({"split_by": "group", "data": str(data), "sites": ["A"]}))
+    parts = read_publishable(str(data), model, rights=False)
+    assert {part: list(rows["site"]) for part, rows in parts.items()} == {
+        "train": ["A", "A"],
+        "test": ["A"],
+        "external": ["B"],
+        "left_out": [""],
+    }
+    write_data_card(parts, "clinic/x", model, tmp_path / "README.md")
+    assert "left_out: not used, because they have no site or" in (tmp_path / "README.md").read_text()
+
+
 def test_names_with_pipes_and_new_lines_break_no_table_of_the_card(small_model, tmp_path):
     labels = ClassLabel(names=["normal", "a|b <i>"])
     rows = {"image": [None], "label": [1], "group": ["g00001"], "site": ["one\ntwo"], "license": [""]}

@@ -185,6 +185,11 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
     assert load_data(tmp_path)[2]["image"].size == (30, 20)
 
 
+def test_a_class_may_be_called_with_mask(tmp_path):
+    write_images(tmp_path, "with_mask/1.png", "without_mask/1.png")
+    assert load_data(tmp_path).features["label"].names == ["with_mask", "without_mask"]
+
+
 def test_masks_are_found_however_a_table_names_the_images(tmp_path):
     write_images(tmp_path, "images/0.png", "images/1.png", "images/2.png", "masks/1.png")
     paths = [str(tmp_path / "images" / "0.png"), str(tmp_path / "images" / "1.png"), "./images/2.png"]

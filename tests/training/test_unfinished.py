@@ -37,6 +37,13 @@ def test_what_the_same_run_left_is_kept_but_for_what_was_cut_short(tmp_path):
     assert left == ["checkpoints", "checkpoints/checkpoint-10", "checkpoints/checkpoint-9"]
 
 
+def test_a_run_of_an_earlier_version_that_kept_where_it_was_pushed_is_gone_on_with(tmp_path):
+    open_unfinished(tmp_path, {"seed": 1, "push_to_hub": True, "hub_strategy": "every_save"}, False)
+    checkpoints(tmp_path / "checkpoints", checkpoint_9="{}")
+    open_unfinished(tmp_path, {"seed": 1}, False)
+    assert last_checkpoint(tmp_path / "checkpoints")
+
+
 @pytest.mark.parametrize("left", ["", "half: [", None])
 def test_checkpoints_of_which_nothing_tells_the_run_are_not_thrown_away(tmp_path, left):
     """As when the power failed, or the disk was full."""

@@ -154,8 +154,8 @@ def error_interval(error, drawn, by_chance):
     the error (the basic bootstrap: Davison and Hinkley, Bootstrap methods and their application, 1997, 5.2). Where
     chance alone would give as much, it may be 0.
     """
-    low, high = interval(drawn)
-    return [0.0 if error <= by_chance[1] else min(error, max(0.0, 2 * error - high)), max(error, 2 * error - low)]
+    low, high = (2 * error - bound for bound in reversed(interval(drawn)))
+    return [0.0 if error <= by_chance[1] else min(error, max(0.0, low)), max(error, min(1.0, high))]
 
 
 def draw_groups(generator, draws, number):
