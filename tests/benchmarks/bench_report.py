@@ -19,7 +19,7 @@ from space.predictor import Predictor
 from training.arguments import ModelArguments
 from training.evaluate import with_pixels
 from training.measure import assess, predict_rows
-from training.metric.bootstrap import bootstrap, interval
+from training.metric.bootstrap import bootstrap, calibration_error, chance_errors, error_interval, interval
 from training.model import load_base
 from training.phantom import write_phantom
 from training.plots import performance, trust
@@ -55,6 +55,28 @@ for repeat in range(REPEATS):
         held[name] += low <= true_auc <= high
 for name, number in held.items():
     print(f"95 % intervals over {name} hold the true AUC in {100 * number / REPEATS:.1f} % of {REPEATS} repeats")
+
+
+def unsure(patients: int, sure: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, classes and patients of 3 images each, much alike; of sure 1 the probabilities are right."""
+    groups = np.arange(patients).repeat(3)
+    odds = rng.normal(0, 1.5, patients)[groups] + rng.normal(0, 0.5, len(groups))
+    truth = (rng.random(patients)[groups] < expit(odds)).astype(int)
+    return np.c_[expit(-sure * odds), expit(sure * odds)], truth, groups
+
+
+for patients in (30, 80, 200):
+    for sure in (1, 1.5, 2.5, 5):
+        true = 0.0 if sure == 1 else calibration_error(*unsure(50_000, sure, rng)[:2])
+        held = {"percentiles": 0, "the intervals told": 0}
+        for repeat in range(REPEATS):
+            p, truth, groups = unsure(patients, sure, rng)
+            drawn = bootstrap(p, truth, truth, groups, 500, repeat)["ece"]
+            told = error_interval(calibration_error(p, truth), drawn, interval(chance_errors(p, groups, repeat, 100)))
+            for name, (low, high) in (("percentiles", interval(drawn)), ("the intervals told", told)):
+                held[name] += low <= true <= high
+        shares = ", ".join(f"{name} {100 * number / REPEATS:.1f} %" for name, number in held.items())
+        print(f"{patients} patients, true calibration error {true:.3f}: held by {shares}", flush=True)
 
 with tempfile.TemporaryDirectory() as scratch:
     model, processor = load_base(ModelArguments("scratch:resnet-50"), ["normal", "sick"])
