@@ -126,8 +126,7 @@ def keep_no_pictures() -> None:
 
 
 def sweep(blocks: gr.Blocks) -> None:
-    """From a thread of its own, delete uploads, unless they are still coming, what is made of them, and empty folders;
-    and have gradio keep the image of a closed page no longer than that of an open one.
+    """From a thread of its own, look every SWEPT seconds for what is to be deleted.
 
     gradio's delete_cache would do part of it, but ends for good when an upload comes while it looks through its list.
     """
@@ -136,21 +135,28 @@ def sweep(blocks: gr.Blocks) -> None:
     def forever() -> None:
         while True:
             time.sleep(SWEPT)
-            for session in list(blocks.state_holder.session_data.values()):
-                session.STATE_TTL_WHEN_CLOSED = KEPT
-            for listed in blocks.temp_file_sets:
-                listed.clear()  # only delete_cache reads it, and it would grow
-            kept = set().union(*(block.keep_in_cache for block in blocks.blocks.values()))
-            for above, folders, files in os.walk(folder, topdown=False):
-                last = time.time() - KEPT + SWEPT
-                if above == folder:  # the first files of an upload lie there until its last has come
-                    last = min([last, *UPLOADING])
-                for path in (os.path.join(above, name) for name in files + folders):
-                    with contextlib.suppress(OSError):  # a folder is not empty
-                        if path not in kept and os.lstat(path).st_ctime < last:
-                            os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+            look(blocks, folder, time.time())
 
     threading.Thread(target=forever, daemon=True, name="sweep").start()
+
+
+def look(blocks: gr.Blocks, folder: str, now: float) -> None:
+    """Delete from a folder the uploads that would be too old by the next look, unless they are still coming, what is
+    made of them, and empty folders; and have gradio keep the image of a closed page no longer than that of an open one.
+    """
+    for session in list(blocks.state_holder.session_data.values()):
+        session.STATE_TTL_WHEN_CLOSED = KEPT
+    for listed in blocks.temp_file_sets:
+        listed.clear()  # only delete_cache reads it, and it would grow
+    kept = set().union(*(block.keep_in_cache for block in blocks.blocks.values()))
+    for above, folders, files in os.walk(folder, topdown=False):
+        last = now + SWEPT - KEPT
+        if above == folder:  # the first files of an upload lie there until its last has come
+            last = min([last, *UPLOADING])
+        for path in (os.path.join(above, name) for name in files + folders):
+            with contextlib.suppress(OSError):  # a folder is not empty
+                if path not in kept and os.lstat(path).st_ctime < last:
+                    os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def settings() -> dict:

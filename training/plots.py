@@ -190,7 +190,8 @@ def comparison(evaluations: Sequence[dict], labels: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(COMPARED)), titles, fontsize=9)
     axes.set(title="95 % intervals over patients or clips", xlim=(-0.5, len(COMPARED) - 0.5), ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower left", fontsize=9)
+    if evaluations:
+        axes.legend(loc="lower left", fontsize=9)
     return figure
 
 

@@ -8,12 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -139,25 +137,14 @@ def test_the_files_of_a_long_batch_are_kept_until_it_ends(model, monkeypatch, tm
     blocks.close()
 
 
-def test_an_upload_lies_no_longer_than_is_said(monkeypatch, tmp_path):
-    """By a clock that stands still between looks, half way between two of which the upload came."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+def test_an_upload_lies_no_longer_than_is_said(tmp_path):
+    """Which came half way between two looks."""
     (file := tmp_path / "scan.png").write_text("not looked at")
-    came, gone = time.time(), threading.Event()
-    clock = SimpleNamespace(now=came - server.SWEPT / 2, time=lambda: clock.now)
-
-    def sleep(seconds):
-        if not file.exists():
-            gone.set()
-            threading.Event().wait()  # for good
-        clock.now += seconds
-
-    clock.sleep = sleep
-    monkeypatch.setattr(server, "time", clock)
-    with gr.Blocks() as blocks:
-        server.sweep(blocks)
-    assert gone.wait(20)
-    assert server.KEPT - 2 * server.SWEPT <= clock.now - came <= server.KEPT
+    blocks, there = gr.Blocks(), []
+    for now in [time.time() + server.SWEPT * (number + 0.5) for number in range(20)]:
+        there.append(file.exists())
+        server.look(blocks, str(tmp_path), now)
+    assert server.KEPT - 2 * server.SWEPT <= sum(there) * server.SWEPT <= server.KEPT
 
 
 @pytest.fixture(scope="module")
