@@ -160,7 +160,7 @@ def normal_first(names: Iterable[str]) -> list[str]:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a text can only be the name of a data set of the Hub, with or without options, and not that of a file."""
+    """Whether a text can only be a repository of the Hub, with or without options, and not the name of a file."""
     place, _ = _parse(source)
     file = is_archive(place) or Path(place).suffix.lower() in KNOWN | TABLES
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not file and not os.path.isdir(Path(place).parent)
