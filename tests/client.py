@@ -16,7 +16,7 @@ LOOP = """
 import contextlib, importlib, io, json, os, sys, traceback
 from training import cli
 
-for line in sys.stdin:
+for line in iter(sys.stdin.readline, "\\n"):
     asked, out, err, code = json.loads(line), io.StringIO(), io.StringIO(), 0
     os.chdir(asked["cwd"])
     os.environ.pop("HF_TOKEN", None)
@@ -79,6 +79,7 @@ class Client:
         return told.out
 
     def stop(self) -> None:
+        self._process.stdin.write("\n")  # closed alone, it may stay open in a data loader's worker, a fork of this one
         self._process.stdin.close()
         self._process.wait(20)
 
