@@ -15,7 +15,7 @@ from space.errors import InputError, check_size, reason_of
 from space.images import frames_in, load_image
 from space.remote import content_of
 
-SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
+SUFFIXES = frozenset({".mp4", ".m4v", ".avi", ".mov", ".gif", ".mpeg", ".mpg", ".mkv", ".webm"})
 FRAMES = 24  # of a clip that is predicted: their mean is its answer
 FORMATS = "avi,gif,matroska,mov,mpeg,mpegts,mpegvideo"  # not those that name other files, such as playlists
 AT_ONCE = threading.Semaphore(2)  # clips that the page holds in memory, whoever gave them; one of 4K takes 600 MB

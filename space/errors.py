@@ -1,6 +1,7 @@
 """The error that is shown to people as it is, and the limits that keep out the largest of pictures and strips."""
 
 import re
+from collections.abc import Sequence
 
 MOST_PIXELS = 20_000_000  # a few kilobytes of PNG can hold gigabytes of pixels
 MOST_SCANS = 200  # of a JPEG file; a progressive one has some ten, and each is a pass over the whole picture
@@ -16,6 +17,12 @@ def reason_of(error: Exception) -> str:
     objects' places in memory."""
     told = re.sub(r" ?<\S+ object at 0x\w+>", "", str(getattr(error, "strerror", None) or error))
     return " ".join(told.split())[:200] or type(error).__name__
+
+
+def some_of(found: Sequence[str], between: str = ", ") -> str:
+    """The first three of what was found, and how many more there are."""
+    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+    return between.join(found[:3]) + more
 
 
 def check_size(width: int, height: int) -> None:

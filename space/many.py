@@ -17,6 +17,7 @@ from PIL import Image
 from space.archives import is_archive, read_archive
 from space.batches import Batches
 from space.clips import AT_ONCE, is_clip, load_frames
+from space.columns import csv_rows, known_columns
 from space.errors import InputError
 from space.images import frames_in
 from space.predictor import BATCH, Answer
@@ -161,30 +162,25 @@ def to_csv(rows: Sequence[dict]) -> str:
 
 
 def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
-    """True labels by name from a CSV file with the columns path (or file_name) and label, "" where they are blank.
+    """True labels by name from a CSV file with the columns path and label, or as COLUMNS has them, "" where blank.
 
     labels: of the model. Raises InputError when there are others, or two for one name, or the file was deleted.
     """
-    wanted = ("path", "file_name", "label")
+    rows, known = [], {}
     try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            na_filter=False,
-            skipinitialspace=True,
-            index_col=False,
-            usecols=lambda name: name in wanted,
-        )
+        with open(path, newline="", encoding="utf-8-sig") as lines:
+            reader = csv_rows(lines)
+            rows, known = list(reader), known_columns(reader.fieldnames or [])
     except FileNotFoundError:
         raise InputError(f"the file of labels {DELETED}") from None
-    except (ValueError, OSError):
-        table = pd.DataFrame()
-    names = next((column for column in wanted[:2] if column in table), None)
-    if names is None or "label" not in table:
-        raise InputError("the file of labels is no CSV file with the columns path and label")
+    except (OSError, UnicodeDecodeError, csv.Error):
+        pass  # and so it has no columns
+    if not {"path", "label"} <= known.keys():
+        raise InputError("the file of labels is no CSV file in UTF-8 with the columns path and label")
     truth: dict[str, str] = {}
-    paths = table[names].str.strip().str.replace("\\", "/")  # as Windows writes them
-    for name, label in zip(paths, table["label"].str.strip(), strict=True):
+    for each in rows:
+        name = each[known["path"]].strip().replace("\\", "/")  # as Windows writes them
+        label = each[known["label"]].strip()
         if label and label not in labels:
             raise InputError(
                 f"the file of labels has the label {label!r}; the model knows {', '.join(labels)}: "

@@ -61,8 +61,8 @@ class DataArguments:
     labels: list[str] | None = field(
         default=None,
         metadata={
-            "help": "the classes, the positive one last; by default normal, or else healthy, regular or negative, "
-            "then the others by name"
+            "help": "the classes, the positive one last; by default normal, or else healthy, regular or negative, or "
+            "no- or non-something, then the others by name"
         },
     )
     sites: list[str] | None = field(

@@ -29,7 +29,7 @@ from training.fingerprint import Fingerprints, take_fingerprints
 from training.groups import groups_from_names, is_alone, merge
 from training.listings import PART_OF
 from training.outputs import new_file
-from training.sources import all_synthetic, load_data, normal_first, require_sites, unlisted_files
+from training.sources import all_synthetic, load_data, normal_first, require_sites, unlisted_files, unread_files
 from training.suspects import contradicting_names, doubtful_labels, odd_images
 
 RELATIONS = ("group", "label", "site", "data", "part")
@@ -77,7 +77,7 @@ def audit_data(named: Mapping[str, Dataset], turned: bool = False, sites: Sequen
     report = {
         "data": {
             name: _describe(images[images["data"] == name], sources[name])
-            | {"unlisted": unlisted_files(name), "groups_named_as_in": shared}
+            | {"unlisted": unlisted_files(name), "unread": unread_files(name), "groups_named_as_in": shared}
             for name, shared in _shared_names(named, images).items()
         },
         "files": _files(images, prints),
@@ -312,6 +312,11 @@ def _warnings(report: dict) -> list[str]:
             lines.append(
                 f"{name}: {len(data['unlisted'])} image files are not in its metadata.csv and are left out, "
                 f"{data['unlisted'][0]} for one"
+            )
+        if data["unread"]:
+            lines.append(
+                f"{name}: {len(data['unread'])} files are of no kind that is read and are left out, "
+                f"{data['unread'][0]} for one"
             )
         lines += about_groups(name, data)
         lines += [

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError
+from space.errors import InputError, some_of
 from space.images import load_image
 from space.remote import read_content
 
@@ -87,8 +87,7 @@ def require_readable(rows: Dataset, broken: list[str]) -> None:
     """Raise InputError, with the number and the first few names, when some of the reasons `broken` are not ""."""
     named = [f"{path} ({reason})" for path, reason in zip(rows["path"], broken, strict=True) if reason]
     if named:
-        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-        raise InputError(f"found {len(named)} of {len(rows)} images broken: {'; '.join(named[:3])}{more}")
+        raise InputError(f"found {len(named)} of {len(rows)} images broken: {some_of(named, '; ')}")
 
 
 def _reason_without_frames(content: bytes) -> str:

@@ -13,10 +13,8 @@ from datasets import Dataset, Value
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from training.listings import PART_OF
+from training.listings import PART_OF, PERSON, YEAR
 
-# A patient in common names of files and of folders, with the hyphen as BIDS names them.
-PERSON = re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+|(?<![a-z\d])sub-[a-z]*\d[a-z\d]*", re.IGNORECASE)
 # What precedes the number of the frame in common names of files; the first that fits is taken.
 FRAMES = {
     "IM-NNNN-NNNN": re.compile(r".*IM-\d+(?=-\d+)"),
@@ -55,10 +53,12 @@ def _folders(path: str) -> list[str]:
 
 
 def _person(names: Sequence[str], first: int) -> str:
-    """The patient that the first of these names, from number `first` on, tells, below the names before it; or ""."""
+    """The patient that the first of these names, from number `first` on, tells, below the names before it, of which a
+    year is nobody's; or ""."""
     for depth, name in list(enumerate(names))[first:]:
         if found := PERSON.search(name):
-            return PurePosixPath(*names[:depth], found.group()).as_posix()
+            above = [name for name in names[:depth] if not YEAR.fullmatch(name)]
+            return PurePosixPath(*above, found.group()).as_posix()
     return ""
 
 

@@ -12,9 +12,10 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
+from space.columns import known_columns
 from space.errors import InputError
 from space.remote import open_parquet
-from training.listings import OURS, PART_OF, known_columns
+from training.listings import OURS, PART_OF
 
 
 def read_hub(place: str, options: dict[str, str], labelled: bool = True) -> Dataset:

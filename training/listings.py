@@ -14,25 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from space import clips
+from space.columns import csv_rows, known_columns
 from space.dicom import is_dicom
 from space.errors import InputError, reason_of
 from space.images import SUFFIXES
 
 PART_OF = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 ASIDE = ("external", "unlabelled", "left_out")  # what a published split says besides: see training/publishable.py
-COLUMNS = {  # by our name what a table may call them, in whatever capitals, and with blanks for _
-    "path": ("path", "file_name", "image"),
-    "label": ("label", "labels"),
-    "group": ("group", "patient", "patient_id", "patientid", "subject", "subject_id"),
-    "site": ("site",),
-    "split": ("split",),
-}
 # Words for the class that is not the positive one.
 NORMAL = {"normal", "healthy", "regular", "reg", "negative", "no finding", "no findings"}
+# A patient in common names of files and of folders, with the hyphen as BIDS names them.
+PERSON = re.compile(r"(person|patient|subject|pat|case)[ _-]?\d+|(?<![a-z\d])sub-[a-z]*\d[a-z\d]*", re.IGNORECASE)
+NOBODYS = {"images", "imgs", "frames"}  # folders that are no patients
+YEAR = re.compile(r"(19|20)\d\d")  # as a folder above those of patients, who may come again in another one
 OURS = {"mask", "merged", "pixels"}  # names of columns that are added to the data's own
 
 
@@ -61,13 +59,15 @@ def read_table(file: Path, labelled: bool = True) -> Iterator[dict[str, str]]:
             yield {"group": "", "site": ""} | told
     except FileNotFoundError:
         raise InputError(f"{file}: no such table") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: no table that can be read; save it as CSV in UTF-8") from None
+    except (OSError, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{file}: no table that can be read: {' '.join(str(error).split())}") from None
 
 
 def _csv(file: Path, labelled: bool) -> Iterator[tuple[str, dict[str, str]]]:
     with open(file, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, restval="")
+        reader = csv_rows(lines)
         for row in reader:
             if None in row:
                 raise InputError(f"{file}: line {reader.line_num} has more fields than the first")
@@ -84,18 +84,6 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     rows = chain.from_iterable(batch.to_pylist() for batch in opened.iter_batches(1024))
     for number, row in enumerate(rows, 1):
         yield f"row {number}", {name: "" if value is None else str(value) for name, value in row.items()}
-
-
-def known_columns(names: Sequence[str]) -> dict[str, str]:
-    """Those of COLUMNS that are among a table's names, each with its name there. Names that are written as in COLUMNS
-    come before all others, and Group, which may be the arm of a study, after these."""
-    plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names)}
-    known = {}
-    for ours, wanted in COLUMNS.items():
-        others = [plain[name] for name in sorted(wanted, key="group".__eq__) if name in plain]
-        if found := [name for name in wanted if name in names] + others:
-            known[ours] = found[0]
-    return known
 
 
 def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str]:
@@ -117,15 +105,16 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
             "parts alone; move away what is neither"
         )
     depth = 1 if top and top == parts else 0  # train/normal/1.png
-    loose = []
+    loose, classes = [], set()
     for file in image_files(folder):
         path = file.relative_to(folder)
         if len(path.parts) < depth + 2:
             loose.append(path)
             continue
         inner = path.parts[depth:]
-        within = [name for name in inner[1:-1] if name.lower() not in {"images", "imgs"}]  # which are nobody's
-        group = f"{inner[0]}/{within[0]}" if within else ""
+        classes.add(inner[0])
+        patient = _patient([name for name in inner[1:-1] if name.lower() not in {*NOBODYS, inner[0].lower()}])
+        group = f"{inner[0]}/{patient}" if patient else ""
         row = {"path": path.as_posix(), "label": inner[0], "group": group, "site": ""}
         yield row | ({"split": PART_OF[path.parts[0].lower()]} if depth else {})
     if loose:
@@ -133,6 +122,22 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
             f"{folder}: found {len(loose)} images outside class folders, {loose[0]} for one; "
             "put each into a folder named after its class, or list them in metadata.csv (file_name, label)"
         )
+    if len(classes) > 1 and all(map(PERSON.fullmatch, classes)):
+        raise InputError(
+            f"{folder}: found a folder for each patient, {min(classes)} for one; expected one for each class; list the "
+            "images in metadata.csv (file_name, label, group)"
+        )
+
+
+def _patient(folders: Sequence[str]) -> str:
+    """The patient that these folders, from the class's downwards, are named after: the first that is named as PERSON
+    says, also below others, or else the first. A case may be one of its patient's, and a year is nobody's."""
+    for depth, name in enumerate(folders):
+        found = PERSON.search(name)
+        if found and not (depth and found.group().lower().startswith("case")):
+            return found.group()
+    below = [name for name in folders[:-1] if not YEAR.fullmatch(name)]
+    return [*below, *folders[-1:], ""][0]
 
 
 def is_normal(label: str) -> bool:

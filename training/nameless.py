@@ -89,7 +89,7 @@ def _numbered(files: Mapping[str, Path]) -> dict[str, str]:
 
 def _without_examples(audit: dict, places: Mapping[str, str]) -> dict:
     for told in audit["data"].values():
-        told |= {"largest_groups": {}, "groups_are": EXAMPLE.sub("", told["groups_are"]), "unlisted": []}
+        told |= {"largest_groups": {}, "groups_are": EXAMPLE.sub("", told["groups_are"]), "unlisted": [], "unread": []}
         told |= {"groups_at_several_sites": [], "groups_of_one_name": [], "groups_named_as_in": {}}
     for told in audit["labels"].values():
         told |= {"contradicting_names": [], "doubtful": []}

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from space import clips
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError
+from space.errors import InputError, some_of
 from space.predictor import FILES, Predictor
 from space.remote import read_content
 from space.rows import columns_of, row
@@ -149,7 +149,7 @@ def read_truth(file: Path, labels: list[str]) -> dict[str, Truth]:
     there are labels that the model does not know, or two for one path."""
     rows = list(read_table(file))
     if strange := sorted({told["label"] for told in rows} - {*labels, ""}):
-        raise InputError(f"{file}: found the labels {', '.join(strange)}; expected {', '.join(labels)}")
+        raise InputError(f"{file}: found the labels {some_of(strange)}; expected {', '.join(labels)}")
     proposed = paths = [told["path"] for told in rows]
     if not any(told["group"] for told in rows):
         proposed, _ = groups_from_names(paths)

@@ -152,16 +152,19 @@ def _require_parts(parts: dict[str, Dataset], names: list[str], args: DataArgume
     for index, name in enumerate(names):
         for part in PARTS:
             if index not in set(parts[part]["label"]):
-                of_class = [
-                    (group, label)
+                groups = Counter(
+                    group
                     for rows in parts.values()
                     for group, label in zip(rows["merged"], rows["label"], strict=True)
                     if label == index
-                ]
+                )
                 if args.split_by == "column":
                     raise InputError(f"class {name}: the column split puts none of it into the {part} part")
+                group, most = groups.most_common(1)[0]
+                largest = f" (the largest, {group.partition(':')[2]}, has {most})" if most > 1 else ""
                 fewer = "make fewer folds, or " if args.folds and part == "test" else ""
                 raise InputError(
-                    f"class {name} has {len(of_class)} images in {len(set(of_class))} groups, which leaves the {part} "
-                    f"part without any; {fewer}add images from other patients or clips"
+                    f"class {name} has {groups.total()} images in {len(groups)} groups{largest}, which leaves the "
+                    f"{part} part without any; {fewer}add images from other patients or clips, or tell the groups in a "
+                    "table"
                 )

@@ -35,11 +35,11 @@ from space import clips
 from space.archives import KNOWN, is_archive
 from space.clips import import_av
 from space.dicom import DicomFile, is_dicom
-from space.errors import InputError
+from space.errors import InputError, some_of
 from training import anatomy, phantom, phantom_sites, ultrasound
 from training.groups import is_alone, merge
 from training.hub_data import read_hub
-from training.listings import image_files, is_normal, is_told, read_listing
+from training.listings import image_files, is_normal, is_passed_over, is_told, read_listing, walk
 from training.outputs import new_folder
 
 UNLABELLED = -1  # the convention of `datasets` for a ClassLabel that is not known
@@ -49,7 +49,9 @@ IMAGES_A_GROUP = 25  # in memory at a time; 2 GiB, the most that an Arrow array 
 PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 # Ids that anonymisers write for everybody; anon-1 is somebody's, and 0 to 000 may be the first of numbered patients.
 NOBODY = re.compile(r"anon(ym(ous|i[sz]ed)?)?|de[ _-]?identified|unknown|none|test|0{4,}|x+", re.IGNORECASE)
-MASKS = re.compile(r"(.*[ _-])?masks?", re.IGNORECASE)  # names of folders of masks
+DOCUMENTS = {".txt", ".md", ".html", ".pdf", ".doc", ".docx", ".rtf", ".csv", ".tsv", ".xls", ".xlsx", ".parquet"}
+DOCUMENTS |= {".json", ".xml", ".yaml", ".yml", ".db", ".ini", ".log", ".py", ".zip"}
+MASKS = re.compile(r"(.*[ _-]|.*[a-z](?=M))?[Mm](?i:asks?)")  # names of masks and of their folders
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}
 
@@ -74,8 +76,9 @@ def load_data(source: str | Path, labels: list[str] | None = None) -> Dataset:
         _check_options(source, options, "hub")
         rows = read_hub(place, options)
     else:
+        found = "no table that can be read" if os.path.isfile(place) else "no such folder"
         raise InputError(
-            f"{place or 'an empty DATA'}: no such folder; expected an image folder, a .csv or .parquet table, "
+            f"{place or 'an empty DATA'}: {found}; expected an image folder, a .csv or .parquet table, "
             "user/name on the Hub, or phantom"
         )
     return _with_class_labels(rows, labels, place)
@@ -155,8 +158,10 @@ def all_synthetic(rows: Dataset) -> bool:
 
 
 def normal_first(names: Iterable[str]) -> list[str]:
-    """Class names in their usual order: normal first, then other words for it (NORMAL), then the others by name."""
-    return sorted(names, key=lambda name: (name.lower() != "normal", not is_normal(name), name))
+    """Class names in their usual order: normal first, then other words for it (NORMAL), then what is called no or non-
+    something, then the others by name."""
+    none = re.compile("non?[ _-]", re.IGNORECASE)
+    return sorted(names, key=lambda name: (name.lower() != "normal", not is_normal(name), not none.match(name), name))
 
 
 def is_hub_id(source: str) -> bool:
@@ -174,6 +179,17 @@ def unlisted_files(source: str | Path) -> list[str]:
     listed = {Path(os.path.relpath(folder / row["path"], folder)).as_posix() for row in read_listing(folder)}
     paths = (file.relative_to(folder) for file in image_files(folder))
     return [path.as_posix() for path in paths if path.as_posix() not in listed and path.parts[0] != "masks"]
+
+
+def unread_files(source: str | Path) -> list[str]:
+    """Files among class folders that are no images which can be read, and no DOCUMENTS: other clips or volumes, say."""
+    folder = Path(_parse(str(source))[0])
+    if is_told(folder):
+        return []
+    read = set(image_files(folder))
+    paths = (Path(here, name) for here, files in walk(folder) for name in sorted(files) if not is_passed_over(name))
+    unread = (path for path in paths if path not in read and path.suffix.lower() not in {"", *DOCUMENTS})
+    return [path.relative_to(folder).as_posix() for path in unread]
 
 
 def _parse(source: str) -> tuple[str, dict[str, str]]:
@@ -229,8 +245,8 @@ def _by_patient(rows: Dataset, told: bool) -> Dataset:
 
 
 def _is_mask(path: str, label: str) -> bool:
-    """Whether a file lies in a folder of masks; a class may be called with_mask."""
-    inside = [folder for folder in Path(path).parent.parts if folder != label]
+    """Whether a file is named as a mask, or lies in a folder of masks; a class may be called with_mask."""
+    inside = [name for name in Path(path).with_suffix("").parts if name != label]
     return label.lower() in {"mask", "masks"} or any(map(MASKS.fullmatch, inside))
 
 
@@ -267,13 +283,16 @@ def _survey(place: Path) -> tuple[list[str], str]:
         raise InputError(f"{place}: found no images; expected a folder for each class, or a table with a row for each")
     if masks:
         raise InputError(
-            f"{place}: found {len(masks)} files in folders of masks, {masks[0]} for one; expected images alone in "
-            "folders of classes; move the masks away, or list the images in metadata.csv"
+            f"{place}: found {len(masks)} masks, {masks[0]} for one; expected images alone in folders of "
+            "classes; move the masks away, or list the images in metadata.csv"
         )
     if doubled:
         raise InputError(f"{place}: found {len(doubled)} file names twice, {doubled[0]} for one; name each once")
     if missing:
-        raise InputError(f"{place}: {len(missing)} of {number} files do not exist, {missing[0]} for one")
+        raise InputError(
+            f"{place}: {len(missing)} of {number} files do not exist, {root / missing[0]} for one; expected paths from "
+            "the table's own folder on, with / in them, or whole ones"
+        )
     columns += ["burned_in"] * (of_many and "burned_in" not in columns) + [PATIENT] * of_many
     if told and (root / "masks").is_dir():
         columns.append("mask")
@@ -329,7 +348,7 @@ def _with_class_labels(rows: Dataset, wanted: list[str] | None, source: str) -> 
     if wanted is not None:
         strange = [name for name in names if name not in wanted]
         if strange:
-            raise InputError(f"{source}: found the classes {', '.join(names)}; expected only {', '.join(wanted)}")
+            raise InputError(f"{source}: found the classes {some_of(names)}; expected only {', '.join(wanted)}")
         names = list(wanted)
     index = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
     others = [name for name in rows.column_names if name not in {"image", "label", "group", "site", "path"}]

@@ -36,12 +36,12 @@ def test_white_space_around_a_path_is_passed_over_unless_it_is_part_of_the_file_
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@pytest.mark.parametrize("patient", ["Patient ID", "PatientID", "patientId", "PATIENT_ID", "Group "])
-def test_capitals_and_blanks_in_the_names_of_columns_mean_nothing(tmp_path, ending, patient):
+@pytest.mark.parametrize("patient", ["Patient ID", "Patient-ID", "PatientID", "PATIENT_ID", "participant_id", "Group "])
+def test_capitals_blanks_and_hyphens_in_the_names_of_columns_mean_nothing(tmp_path, ending, patient):
     write_images(tmp_path, "1.png", "2.png")
     rows = [["1.png", "normal", "P7", "A", "train"], ["2.png", "sick", "P8", "B", "test"]]
     write_as(tmp_path / f"plain.{ending}", ["path", "label", "group", "site", "split"], *rows)
-    write_as(tmp_path / f"list.{ending}", ["Path", "Label", patient, "Site", "SPLIT"], *rows)
+    write_as(tmp_path / f"list.{ending}", ["FileName", "Label", patient, "Site", "SPLIT"], *rows)
     plain, read = (load_data(tmp_path / f"{name}.{ending}").remove_columns("image") for name in ("plain", "list"))
     assert read.column_names == plain.column_names
     assert read[:] == plain[:]
@@ -65,6 +65,21 @@ def test_of_columns_with_one_name_the_one_written_in_small_letters_is_read_and_t
     assert (list(rows["Label"]), list(rows["Group"])) == (["3", "4"], ["arm", "arm"])
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_table_is_read_as_spreadsheets_write_it_where_commas_stand_in_numbers(tmp_path, between):
+    write_images(tmp_path, "1.png", "2.png")
+    rows = [["file_name", "label", "patient", "dose"], ["1.png", "normal", "P7", "1,5"], ["2.png", "sick", "P8", "2,5"]]
+    (tmp_path / "list.csv").write_text("\r\n".join(map(between.join, rows)), "utf-8-sig")
+    read = load_data(tmp_path / "list.csv")
+    assert (list(read["group"]), list(read["dose"])) == (["P7", "P8"], ["1,5", "2,5"])
+
+
+def test_a_table_in_another_encoding_says_how_to_save_it(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n1.png,Entzündung\n", "cp1252")
+    with pytest.raises(InputError, match="list.csv: no table that can be read; save it as CSV in UTF-8$"):
+        load_data(tmp_path / "list.csv")
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_rows_in_which_all_is_blank_are_no_images(tmp_path, ending):
     write_images(tmp_path, "1.png", "2.png")
@@ -85,5 +100,42 @@ def test_a_row_with_a_label_but_no_path_is_refused_with_its_number(tmp_path, end
 def test_a_path_that_is_a_folder_is_a_missing_file(tmp_path):
     write_images(tmp_path, "images/1.png")
     write_table(tmp_path / "list.csv", ["path", "label"], ["images/1.png", "sick"], ["images", "sick"])
-    with pytest.raises(InputError, match="1 of 2 files do not exist, images for one"):
+    with pytest.raises(InputError, match="1 of 2 files do not exist, .*/images for one; expected paths from the"):
         load_data(tmp_path / "list.csv")
+
+
+def groups_of(folder: Path, *names: str) -> list[str]:
+    write_images(folder, *names)
+    return list(load_data(folder)["group"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "group"),
+    [
+        (["2016/patient003n", "2017/patient003n"], "patient003"),  # who came again a year later
+        (["2016/P003", "2017/P003"], "P003"),
+        (["derivatives/sub-S3001/ses-1", "derivatives/sub-S3001/ses-2"], "sub-S3001"),
+        (["patient3_left", "patient3_right"], "patient3"),
+        (["P003/case1", "P003/case2"], "P003"),
+        (["P003/2016", "P003/2017"], "P003"),
+        (["sick/images/P003", "Sick/frames/P003"], "P003"),
+        (["2016", "2016"], "2016"),
+    ],
+)
+def test_a_patient_is_one_wherever_the_folders_that_tell_him_stand_in_a_class(tmp_path, folders, group):
+    names = [f"sick/{folder}/{number}.png" for number, folder in enumerate(folders)]
+    assert groups_of(tmp_path, *names) == [f"sick/{group}"] * 2
+
+
+def test_a_class_folder_that_was_unpacked_into_itself_is_no_patient(tmp_path):
+    names = ["NORMAL/NORMAL/IM-0001-0001.jpeg", "NORMAL/NORMAL/IM-0003-0001.jpeg"]
+    assert groups_of(tmp_path, *names) == names
+
+
+@pytest.mark.parametrize("start", ["", "train/"])
+def test_a_folder_for_each_patient_is_refused_where_those_of_classes_are_expected(tmp_path, start):
+    write_images(tmp_path, *(f"{start}sub-S{number}/ses-1/{number}.png" for number in range(3000, 3004)))
+    with pytest.raises(
+        InputError, match="found a folder for each patient, sub-S3000 for one; expected one for each"
+    ):
+        load_data(tmp_path)

@@ -32,6 +32,7 @@ def ward(small_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("Doe_ward")
     clips = [f"{('normal', 'sick')[clip % 2]}/Doe_John{clip}" for clip in range(16)]
     save(folder / "home", *(f"{clip}_frame{frame}.png" for clip in clips for frame in (1, 2)), first=0)
+    (folder / "home" / "sick" / "Doe_John0.wmv").write_bytes(b"of no kind that is read")
     away = [f"scans/Doe_Jane{number}.png" for number in range(7)] + ["scans/normal_Doe.png"]
     save(folder / "away", *away, "Doe_unlisted.png", first=100)
     shutil.copy(folder / "home" / "normal" / "Doe_John0_frame1.png", folder / "away" / away[0])
@@ -92,6 +93,7 @@ def test_only_names_are_others_and_a_group_has_one_number_in_all_files(ward, tmp
     assert list(audit["data"]) == ["DATA", "EXTERNAL", "ALSO"]
     assert audit["leaks"] == ["1 pairs of exact copies stand in different parts"]
     assert audit["warnings"] == [
+        "DATA: 1 files are of no kind that is read and are left out",
         "DATA: 16 groups are proposed from file names (clip_frame)",
         "EXTERNAL: 1 image files are not in its metadata.csv and are left out",
         "EXTERNAL: 1 groups stand at more than one site; write the site into the group where these are other patients",

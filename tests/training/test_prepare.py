@@ -116,7 +116,10 @@ def test_a_test_site_is_refused_where_a_class_is_not_there_or_nowhere_else(plain
 
 
 def test_more_folds_than_groups_of_a_class_are_refused(clips):
-    with pytest.raises(InputError, match="in 8 groups, which leaves the test part without any; make fewer folds"):
+    with pytest.raises(
+        InputError,
+        match=r"in 8 groups \(the largest, p0, has 2\), which leaves the test part without any; make fewer",
+    ):
         prepare(DataArguments(str(clips), folds=10))
 
 

@@ -21,7 +21,7 @@ from tests.dicom import write_dicom
 from tests.images import speckle, write_images, write_table
 from training import data
 from training.fingerprint import take_fingerprints
-from training.sources import UNLABELLED, load_data, normal_first, unlisted_files
+from training.sources import UNLABELLED, load_data, normal_first, unlisted_files, unread_files
 
 
 def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
@@ -43,6 +43,10 @@ def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
         ["No Finding", "Cardiomegaly"],
         ["NO_FINDINGS", "Edema"],
         ["edema", "not normal"],
+        ["No Effusion", "Effusion"],
+        ["non-COVID", "COVID"],
+        ["normal", "non-COVID", "COVID"],
+        ["normal", "nodule"],
     ],
 )
 def test_a_class_named_by_another_word_for_normal_is_not_the_positive_one(names):
@@ -190,6 +194,21 @@ def test_a_class_may_be_called_with_mask(tmp_path):
     assert load_data(tmp_path).features["label"].names == ["with_mask", "without_mask"]
 
 
+def test_files_of_no_kind_that_is_read_are_told_from_documents(tmp_path):
+    write_images(tmp_path, "normal/1.png", "sick/2.png")
+    for name in ("sick/3.wmv", "sick/4.nii.gz", "sick/notes.txt", "LICENSE", ".hidden.wmv", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"0")
+    assert unread_files(tmp_path) == ["sick/3.wmv", "sick/4.nii.gz"]
+    write_table(tmp_path / "metadata.csv", ["path", "label"], ["normal/1.png", "normal"])
+    assert unread_files(tmp_path) == []
+
+
+def test_of_very_many_classes_that_a_model_does_not_know_a_few_are_named(tmp_path):
+    write_images(tmp_path, *(f"c{number}/1.png" for number in range(9)))
+    with pytest.raises(InputError, match="found the classes c0, c1, c2 and 6 more; expected only normal, sick$"):
+        load_data(tmp_path, ["normal", "sick"])
+
+
 def test_masks_are_found_however_a_table_names_the_images(tmp_path):
     write_images(tmp_path, "images/0.png", "images/1.png", "images/2.png", "masks/1.png")
     paths = [str(tmp_path / "images" / "0.png"), str(tmp_path / "images" / "1.png"), "./images/2.png"]
@@ -210,11 +229,13 @@ def test_masks_are_found_however_a_table_names_the_images(tmp_path):
             "found more beside test, train; expected folders",
         ),
         (["normal/1.png", "sick/1.png", "test/1.png"], None, "found normal beside test; expected folders"),
-        (["normal/1.png", "sick/1.png", "masks/1.png"], None, "1 files in folders of masks, masks/1.png for one; "),
-        (["sick/images/1.png", "sick/Lung Masks/1.png"], None, "1 files in folders of masks, sick/Lung Masks/1.png "),
+        (["normal/1.png", "sick/1.png", "masks/1.png"], None, "1 masks, masks/1.png for one; "),
+        (["sick/images/1.png", "sick/Lung Masks/1.png"], None, "1 masks, sick/Lung Masks/1.png for"),
+        (["CXR_png/1.png", "ManualMask/leftMask/1.png"], None, "1 masks, ManualMask/leftMask/1.png for one; "),
+        (["normal/1.png", "sick/1.png", "sick/1_mask.png"], None, "1 masks, sick/1_mask.png for one; "),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["\0.png", "sick"]], "1 of 2 files do not exist"),
         (["1.png"], [["name", "label"], ["1.png", "sick"]], r"found the columns name, label; expected path \(or file"),
-        (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, 2.png"),
+        (["1.png"], [["file_name", "label"], ["2.png", "sick"]], "1 of 1 files do not exist, .*/2.png for one"),
         (["1.png"], [["file_name", "label"], ["1.png", "sick"], ["1.png", "normal"]], "1 file names twice, 1.png"),
         (["1.png"], [["file_name", "label"]], "found no images"),
         (["normal/caf\udce9.png"], None, r"found a file name that is not UTF-8, 'normal/caf\\udce9.png'; rename it"),
@@ -245,13 +266,14 @@ def test_a_folder_that_cannot_be_taken_as_it_is_is_refused_in_one_line(tmp_path,
         ("phantom?sites=0", "sites=0: expected a number of at least 1"),
         ("FOLDER?config=x", "unknown option config; expected frames"),
         ("FOLDER?frames=0", "frames=0: expected a number of at least 1"),
+        ("FOLDER/text.tsv", "text.tsv: no table that can be read; expected an image folder, a .csv or .parquet table"),
         ("FOLDER/text.csv", "text.csv: no table that can be read"),
         ("FOLDER/text.parquet", "text.parquet: no table that can be read"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(ROOT)
-    for ending in ("csv", "parquet"):
+    for ending in ("csv", "parquet", "tsv"):
         (tmp_path / f"text.{ending}").write_bytes(b"\xff\xfe\x00no table")
     pictures = Dataset.from_dict({"image": [Picture.new("L", (9, 9))], "label": ["sick"]})
     pictures.cast_column("image", Image()).to_parquet(tmp_path / "pictures.parquet")
