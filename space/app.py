@@ -183,6 +183,7 @@ def serve(loading: Future[Model], texts: Texts, share: bool = False) -> gr.Block
             prevent_thread_lock=True,
             **server.settings(),
         )
+    server.keep_from_agents(blocks, "/predict_batch")
     server.sweep(blocks)
     return blocks
 

@@ -193,7 +193,8 @@ class Page:
         """Classify a chest image and show which part of it speaks for the answer. Not for medical use.
 
         Args:
-            image: an image file (JPEG, PNG, TIFF, BMP, WebP) or a DICOM file
+            image: an image file (JPEG, PNG, TIFF, BMP, WebP) or a DICOM file; agents upload it to /gradio_api/upload
+                and give its address here, or give data:image/png;base64,...
             shown: the class that the overlay speaks for; empty: the one that the image is called
             method: how the overlay is made: cam, grad_cam, integrated_gradients or occlusion; empty: the best one
 

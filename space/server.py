@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -90,18 +91,30 @@ def keep_uploads_private() -> None:
 
 
 def fetch_nothing() -> None:
-    """Have gradio refuse addresses in place of files; it would fetch what is there from other servers."""
+    """Have gradio refuse addresses in place of files; it would fetch what is there from other servers. That of a file
+    that was uploaded here is taken, for so agents give files."""
     import gradio as gr
     from gradio import processing_utils, routes
 
     async def refuse(url: str):
         raise gr.Error("nothing is fetched from other servers: give the file itself", print_exception=False)
 
+    async def take(url: str, cache_dir: str) -> str:
+        path = unquote(url.partition("/gradio_api/file=")[2])
+        return path if path and is_upload(path) else await refuse(url)
+
     async def forbid(url: str, request: Request):
         raise HTTPException(403)
 
     processing_utils.async_ssrf_protected_get = refuse
+    processing_utils.async_ssrf_protected_download = take
     routes.secure_url_stream_response = forbid
+
+
+def keep_from_agents(blocks: gr.Blocks, *endpoints: str) -> None:
+    """Have a launched page offer agents none of these: gradio offers all, and cannot take lists of files from them."""
+    tools = blocks.mcp_server_obj
+    tools.tool_to_endpoint = {name: to for name, to in tools.tool_to_endpoint.items() if to not in endpoints}
 
 
 def is_upload(path: str) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -116,7 +117,7 @@ def test_a_file_is_called_what_it_was_called_before_it_was_uploaded(address):
     assert name in csv
 
 
-def test_agents_find_and_use_it(address):
+def test_agents_find_and_use_it_with_a_picture_itself_or_the_address_of_one_uploaded_here(address):
     async def use():
         async with (
             streamable_http_client(f"{address}/gradio_api/mcp/") as (read, write, *_),
@@ -124,13 +125,15 @@ def test_agents_find_and_use_it(address):
         ):
             await session.initialize()
             tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-            return tools, await session.call_tool("predict", {"image": f"data:image/png;base64,{picture}"})
+            return tools, [await session.call_tool(name, {"image": each}) for name in tools for each in pictures]
 
-    picture = base64.b64encode(EXAMPLE.read_bytes()).decode()
-    tools, answer = ThreadPoolExecutor(1).submit(anyio.run, use).result()  # a browser's loop may run in this thread
-    assert set(tools) == {"predict", "predict_batch"}
-    assert not answer.isError
-    assert "calls this image" in str(answer.content)
+    (uploaded,) = httpx.post(f"{address}/gradio_api/upload", files={"files": EXAMPLE.read_bytes()}).json()
+    pictures = [f"data:image/png;base64,{base64.b64encode(EXAMPLE.read_bytes()).decode()}"]
+    pictures += [f"{address}/gradio_api/file={path}" for path in (quote(uploaded), ROOT / "docs" / "page.png")]
+    tools, answers = ThreadPoolExecutor(1).submit(anyio.run, use).result()  # a browser's loop may run in this thread
+    assert set(tools) == {"predict"}
+    assert [answer.isError for answer in answers] == [False, False, True]
+    assert all("calls this image" in str(answer.content) for answer in answers[:2])
     assert "Not for medical use" in tools["predict"].description
     assert "DICOM" in tools["predict"].inputSchema["properties"]["image"]["description"]
 
