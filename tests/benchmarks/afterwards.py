@@ -117,8 +117,9 @@ def measure(model: Path, rows: Dataset | None) -> dict[str, tuple[float, float, 
                 scale, shift = fit_few(odds[chosen], sick[chosen])
                 adapted.append(figures(scale * odds[others] + shift, sick[others], 0.0))
                 plain.append(figures(odds[others], sick[others], threshold))
-        found[f"{count} labelled images"] = tuple(np.mean(adapted, axis=0))
-        found[f"the same patients without these {count}"] = tuple(np.mean(plain, axis=0))
+        if adapted:
+            found[f"{count} labelled images"] = tuple(np.mean(adapted, axis=0))
+            found[f"the same patients without these {count}"] = tuple(np.mean(plain, axis=0))
     return found
 
 
@@ -156,9 +157,10 @@ def main() -> None:
     print("| | AUC | balanced accuracy | calibration error |\n|---|---|---|---|")
     for name in told[0]:
         values = np.array([each[name] for each in told])
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(3, np.nan)
-        cells = " | ".join(f"{mean:.3f} ± {half:.3f}" for mean, half in zip(values.mean(axis=0), spread, strict=True))
-        print(f"| {name} | {cells} |")
+        cells = [f"{mean:.3f}" for mean in values.mean(axis=0)]
+        if len(told) > 1:
+            cells = [f"{mean} ± {half:.3f}" for mean, half in zip(cells, values.std(axis=0, ddof=1), strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |")
     if len(args.models) > 1:
         for name, values in together(args.models, rows).items():
             print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")

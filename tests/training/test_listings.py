@@ -135,7 +135,5 @@ def test_a_class_folder_that_was_unpacked_into_itself_is_no_patient(tmp_path):
 @pytest.mark.parametrize("start", ["", "train/"])
 def test_a_folder_for_each_patient_is_refused_where_those_of_classes_are_expected(tmp_path, start):
     write_images(tmp_path, *(f"{start}sub-S{number}/ses-1/{number}.png" for number in range(3000, 3004)))
-    with pytest.raises(
-        InputError, match="found a folder for each patient, sub-S3000 for one; expected one for each"
-    ):
+    with pytest.raises(InputError, match="found a folder for each patient, sub-S3000 for one; expected one for each"):
         load_data(tmp_path)
