@@ -360,11 +360,11 @@ def main(argv: list[str] | None = None) -> None:
     named = {name: load_data(name) for name in args.data}
     require_sites(args.sites, *named.values())
     audit = audit_data(named, args.turned, args.sites)
+    print(summary(audit.report))
     with new_file(args.output / "audit.json") as file:
         file.write_text(json.dumps(audit.report, indent=2) + "\n")
     with new_file(args.output / "audit.html") as file:
         write_page(file, audit.report, audit.look_up)
-    print(summary(audit.report))
     print(f"\nwritten: {args.output / 'audit.json'}, {args.output / 'audit.html'}")
     if args.strict and audit.report["leaks"]:
         raise InputError(f"{len(audit.report['leaks'])} leaks found: {'; '.join(audit.report['leaks'])}")

@@ -7,6 +7,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -46,6 +47,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run a verb's main and leave: 0, or 1 after one line on standard error when the input was bad."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # as Ctrl-C, which lets verbs clear up behind them
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.freeze()  # what was imported stays until the end, and is not looked through again and again, nor then
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry, with signed addresses

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = load_data(args.data)
         require_readable(rows, take_fingerprints(rows).facts["broken"].tolist())
         write_data(rows, work)
-    rows = load_data(args.output)
+    rows = load_data(args.output.absolute())  # whatever its name means as DATA
     sites = np.asarray(rows["site"])
     parts = {site or "all": rows.select(np.flatnonzero(sites == site)) for site in sorted(set(sites))}
     print(f"{class_counts(parts)}\nwritten: {args.output}")

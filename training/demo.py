@@ -16,6 +16,7 @@ import space
 from training.cli import Parser, run
 
 PHANTOM_MODEL = Path("models/phantom")
+UNKNOWN = Path("eval/unknown.csv")  # the last that is made of it
 
 
 def make_phantom_model(folder: Path) -> None:
@@ -29,14 +30,15 @@ def make_phantom_model(folder: Path) -> None:
     from training.predictions import Predictions
     from training.sources import UNLABELLED, load_data, phantom_folder
 
-    train.main([str(RECIPES / "phantom.yaml"), "--output_dir", str(folder)])
+    if not folder.exists():
+        train.main([str(RECIPES / "phantom.yaml"), "--output_dir", str(folder)])
     rows = load_data("phantom")
     rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) == UNLABELLED))
     inputs = (
         Input(path, phantom_folder() / path, group) for path, group in zip(rows["path"], rows["group"], strict=True)
     )
     predictor = Predictor(folder, bulk=True)
-    with Predictions(folder / "eval" / "unknown.csv", {}, columns_of(predictor.labels)) as table:
+    with Predictions(folder / UNKNOWN, {}, columns_of(predictor.labels), overwrite=True) as table:
         counts = predict.write_predictions(table, inputs, lambda rest: predict.predict(predictor, rest))
         table.finish()
         print(f"\nunknown images\n{predict.summary(table, counts)}")
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         help="give the page a public address too, for some days; its card may name some of your images and folders",
     )
     args = parser.parse_args(argv)
-    if args.model is None and not PHANTOM_MODEL.exists():
+    if args.model is None and not (PHANTOM_MODEL / UNKNOWN).exists():
         make_phantom_model(PHANTOM_MODEL)
     os.environ["MODEL_ID"] = str(args.model or PHANTOM_MODEL)
     os.environ |= {"RUNTIME": args.runtime, "PRECISION": args.precision}

@@ -176,9 +176,12 @@ def main(argv: list[str] | None = None) -> None:
         others = f"{', '.join(sorted(MADE))} or {EXPORT}..."
         letters = "letters, digits, _ . or - (no . or - at first)"
         raise InputError(f"--name {args.name}: expected {letters}, and not {others}")
+    if args.name == "test" and args.split != "test" and not args.folds:
+        raise InputError("--name test: is that of the test part; add --split test, or choose another --name")
     args.model = model_folder(args.model)
     for folder in (args.model, *(args.folds or ())):
-        require_model_folder(folder, "split.csv")
+        require_model_folder(folder, "split.csv", *["recipe.yaml", "eval/training.json"] * (folder == args.model))
+        read_split(folder)
     if args.folds and args.split:
         raise InputError("--split: with --folds it is the test part of each folder that is judged; leave it out")
     if args.prevalence is not None and not 0 < args.prevalence < 1:

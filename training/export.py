@@ -70,7 +70,7 @@ def export(folder: Path, data: str, runtime: str, int8: bool) -> dict:
         told |= _compare(predictor, validation, train, work, runtime, precision)
         _require_as_good(told)
         name = exported_name(runtime, precision)
-        for file in sorted(work.glob(f"{Path(name).stem}.*"), reverse=True):  # .xml after .bin
+        for file in sorted(work.glob(f"{Path(name).stem}.*")):  # .xml after .bin
             if file.suffix in {".onnx", ".xml", ".bin"}:
                 shutil.move(file, folder / file.name)
         for file in work.glob(file_of("*")):
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what was exported before")
     args = parser.parse_args(argv)
     folder = model_folder(args.model)
-    require_model_folder(folder, "recipe.yaml", "split.csv")
+    require_model_folder(folder, "recipe.yaml", "split.csv", "eval/training.json")
     there = folder / exported_name(args.format, "int8" if args.int8 else "float32")
     if there.exists() and not args.overwrite:
         raise InputError(f"{there} exists; replace it with --overwrite")

@@ -97,14 +97,15 @@ def _column_names(file: Path, found: list[str], labelled: bool) -> dict[str, str
 
 
 def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
-    top = {name.lower() for name in next(os.walk(folder, onerror=_refuse))[1] if not is_passed_over(name)}
-    parts = top & PART_OF.keys()
-    if parts and (others := sorted(top - parts)):
+    top = {name for name in next(os.walk(folder, onerror=_refuse))[1] if not is_passed_over(name)}
+    parts = {name.lower() for name in top} & PART_OF.keys()
+    others = sorted(name for name in top if parts and name.lower() not in parts and any(image_files(folder / name)))
+    if others:
         raise InputError(
             f"{folder}: found {others[0]} beside {', '.join(sorted(parts))}; expected folders of classes, or of "
             "parts alone; move away what is neither"
         )
-    depth = 1 if top and top == parts else 0  # train/normal/1.png
+    depth = 1 if parts else 0  # train/normal/1.png
     loose, classes = [], set()
     for file in image_files(folder):
         path = file.relative_to(folder)

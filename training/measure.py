@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import evaluate
+import datasets
 import numpy as np
 import pandas as pd
 from datasets import Dataset, Image
@@ -20,18 +23,18 @@ from training import plots
 from training.calibration import Calibration
 from training.compare import compare
 from training.learned import LEARNED, learned_by
-from training.outputs import labels_of, new_file, read_split
+from training.metric.metric import ChestOpacityMetric
+from training.outputs import labels_of, new_file, read_split, writing
 from training.saliency_check import check_saliency
 from training.sources import all_synthetic
 
-METRIC = Path(__file__).parent / "metric"
 SUBGROUPS = ("site", "finding", "probe")  # columns by whose values figures are told apart
 
 
 @cache
-def load_metric() -> evaluate.Metric:
-    """The project's own metric, from its file: no network."""
-    return evaluate.load(str(METRIC))
+def load_metric() -> ChestOpacityMetric:
+    """The project's own metric. What is measured is written where `datasets` writes, and not below HF_HOME, too."""
+    return ChestOpacityMetric(cache_dir=datasets.config.HF_DATASETS_CACHE)
 
 
 def measure(
@@ -50,51 +53,67 @@ def measure(
     rows that are theirs to judge; the figures are those of all rows together. Writes eval/NAME.json, eval/NAME.csv and
     eval/NAME_*.png into the folder and returns what the JSON holds.
     """
-    predictor = Predictor(folder)
-    rival = Predictor(against) if against else None
-    learned = learned_by(str(against)) if against else None  # before all is predicted, for the Hub may refuse
-    known = [(other, labels_of(other)) for other, _ in folds] + ([(against, rival.labels)] if rival else [])
-    for other, found in known:
-        if found != predictor.labels:
-            expected = ", ".join(predictor.labels)
-            raise InputError(f"{other}: found the classes {', '.join(found)}; expected {expected}, in that order")
-    parts = [rows, *(part for _, part in folds)]
-    judged = [(folder, rows), *folds]
-    table = pd.concat(
-        [predict_rows(predictor, rows), *(predict_rows(Predictor(other), part) for other, part in folds)],
-        ignore_index=True,
-    )
-    result = {
-        "name": name,
-        "sites": sorted(set(table["site"]) - {""}),
-        "synthetic": all(map(all_synthetic, parts)),
-        "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in judged),
-        "chosen_on": sum(int(_listed(each, part, "validation").sum()) for each, part in judged),
-        "elsewhere": all(_is_elsewhere(each, part) for each, part in judged),
-        "folds": 1 + len(folds),
-        "fewest_groups": int(table.groupby("label")["group"].nunique().min()),  # of a class that is there
-    } | assess(table, predictor.labels, prevalence)
-    calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
-    if not folds and calibration["method"] == "temperature":  # from probabilities, no other can be undone
-        result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
-    if rival:
-        told = _against(table, pd.concat([predict_rows(rival, part) for part in parts], ignore_index=True), result)
-        seen = sum(int(np.isin(np.asarray(part["pixels"]), learned["pixels"]).sum()) for part in parts)
-        result["against"] = {"model": against.name, "seen_in_training": seen} | told
-    method = method or predictor.methods[0]
-    result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
+    with _evaluation(folder / "eval", name) as work:
+        predictor = Predictor(folder)
+        rival = Predictor(against) if against else None
+        learned = learned_by(str(against)) if against else None  # before all is predicted, for the Hub may refuse
+        known = [(other, labels_of(other)) for other, _ in folds] + ([(against, rival.labels)] if rival else [])
+        for other, found in known:
+            if found != predictor.labels:
+                expected = ", ".join(predictor.labels)
+                raise InputError(f"{other}: found the classes {', '.join(found)}; expected {expected}, in that order")
+        parts = [rows, *(part for _, part in folds)]
+        judged = [(folder, rows), *folds]
+        table = pd.concat(
+            [predict_rows(predictor, rows), *(predict_rows(Predictor(other), part) for other, part in folds)],
+            ignore_index=True,
+        )
+        result = {
+            "name": name,
+            "sites": sorted(set(table["site"]) - {""}),
+            "synthetic": all(map(all_synthetic, parts)),
+            "seen_in_training": sum(int(_listed(each, part, *LEARNED).sum()) for each, part in judged),
+            "chosen_on": sum(int(_listed(each, part, "validation").sum()) for each, part in judged),
+            "elsewhere": all(_is_elsewhere(each, part) for each, part in judged),
+            "folds": 1 + len(folds),
+            "fewest_groups": int(table.groupby("label")["group"].nunique().min()),  # of a class that is there
+        } | assess(table, predictor.labels, prevalence)
+        calibration = getattr(predictor.model.config, "calibration", {"method": "none"})
+        if not folds and calibration["method"] == "temperature":  # from probabilities, no other can be undone
+            result["uncalibrated"] = _uncalibrated(table, predictor.labels, Calibration.from_dict(calibration))
+        if rival:
+            told = _against(table, pd.concat([predict_rows(rival, part) for part in parts], ignore_index=True), result)
+            seen = sum(int(np.isin(np.asarray(part["pixels"]), learned["pixels"]).sum()) for part in parts)
+            result["against"] = {"model": against.resolve().name, "seen_in_training": seen} | told
+        method = method or predictor.methods[0]
+        result["saliency"] = check_saliency(predictor, rows, table.iloc[: len(rows)], method)
 
-    target = folder / "eval"
-    target.mkdir(exist_ok=True)
-    with new_file(target / f"{name}.csv") as file:
         whole = table.assign(threshold=table["threshold"].astype(str))  # for what is called depends on it
-        whole.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
-    plots.save(target / f"{name}_performance.png", plots.performance(result, table))
-    plots.save(target / f"{name}_trust.png", plots.trust(result, table))
-    plots.save(target / f"{name}_gallery.png", plots.gallery(predictor, rows, table.iloc[: len(rows)], method))
-    with new_file(target / f"{name}.json") as file:
-        file.write_text(json.dumps(result, indent=2) + "\n")
+        with new_file(work / f"{name}.csv") as file:
+            whole.to_csv(file, index=False, lineterminator="\n", float_format="%.6f")
+        plots.save(work / f"{name}_performance.png", plots.performance(result, table))
+        plots.save(work / f"{name}_trust.png", plots.trust(result, table))
+        plots.save(work / f"{name}_gallery.png", plots.gallery(predictor, rows, table.iloc[: len(rows)], method))
+        with new_file(work / f"{name}.json") as file:
+            file.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+@contextmanager
+def _evaluation(target: Path, name: str) -> Iterator[Path]:
+    """A hidden folder for the files of an evaluation, which take the places of another one's when all are there. The
+    JSON goes first and comes last: without it the others are nobody's, and nothing that is pushed."""
+    final = target / f"{name}.json"
+    with writing(final) as work:
+        work.mkdir()
+    try:
+        yield work
+        with writing(final):
+            final.unlink(missing_ok=True)
+            for file in sorted(work.iterdir(), key=lambda file: file.name == final.name):
+                os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def predict_rows(predictor: Predictor, rows: Dataset) -> pd.DataFrame:

@@ -117,7 +117,8 @@ def labels_of(folder: Path) -> list[str]:
 def read_split(folder: Path) -> pd.DataFrame:
     """A model folder's split.csv, as text: path, label, group, site, pixels and split of each image. Raises InputError
     when it is no such table."""
-    return read_columns(folder / "split.csv", ("path", "pixels", "split"), "train the model anew")
+    columns = ("path", "label", "group", "site", "pixels", "split")
+    return read_columns(folder / "split.csv", columns, "train the model anew")
 
 
 def read_columns(file: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:

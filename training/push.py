@@ -55,12 +55,13 @@ def model_upload(folder: Path, repo: str, work: Path, rights: bool = False) -> U
     files = repositories.own_files("model", folder)
     shown = [] if rights else [name for name in files if _shows_people(name, folder)]
     files = {name: path for name, path in files.items() if name not in shown}
-    if not _is_synthetic(folder):
-        from training.nameless import without_names  # slow to import
+    with writing(work):
+        if not _is_synthetic(folder):
+            from training.nameless import without_names  # slow to import
 
-        files = without_names(files, work)
-    card = EXAMPLE.sub(f'"{repo}"', files["README.md"].read_text())
-    (work / "README.md").write_text(card)
+            files = without_names(files, work)
+        card = EXAMPLE.sub(f'"{repo}"', files["README.md"].read_text())
+        (work / "README.md").write_text(card)
     return Upload("model", repo, files | {"README.md": work / "README.md"})
 
 

@@ -22,6 +22,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from space.errors import InputError
 from training.hub import plainly
+from training.listings import walk
 from training.outputs import EXPORTS, MADE, read_evaluations
 
 Kind = Literal["model", "dataset", "space"]
@@ -235,7 +236,9 @@ def _ours(kind: Kind, folder: Path) -> tuple[str, ...]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files by their names, also those in folders that are links, but for hidden folders."""
+    paths = sorted(Path(here, name) for here, names in walk(folder) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def _card_last(names) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from space.errors import InputError
-from tests.conftest import RECIPES
+from tests.conftest import RECIPES, ROOT
 from training import cli, train
 from training.outputs import new_file, new_folder, refuse_existing, writing
 from training.phantom import write_phantom
@@ -59,6 +59,13 @@ def test_an_interrupt_is_one_word():
 
     with pytest.raises(SystemExit, match="stopped"):
         cli.run(interrupted, [])
+
+
+def test_being_told_to_end_is_an_interrupt(tmp_path):
+    code = "import os, signal\nfrom training import cli\n"
+    code += "cli.run(lambda _: os.kill(os.getpid(), signal.SIGTERM) or signal.pause(), [])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (told.returncode, told.stderr) == (1, "stopped\n")
 
 
 def test_a_verb_s_error_reaches_the_shell_in_one_line():

@@ -33,6 +33,13 @@ def test_the_verb_writes_any_data_in_one_layout(tmp_path, small_phantom, capsys)
     assert (copies != "").sum() == len(os.listdir(small_phantom / "masks"))
 
 
+def test_a_folder_may_be_called_phantom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "mine", "sick/1.png", "normal/1.png")
+    data.main(["mine", "--output", "phantom"])
+    assert "all       1     1       2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["patient{0}_{1}", "heron-{0}{1}"])
 def test_what_the_verb_writes_of_clips_has_their_groups(tmp_path, name):
     for number in range(12):

@@ -1,10 +1,12 @@
 import csv
 import json
 import re
+import shutil
 
 from PIL import Image
 from transformers import pipeline
 
+from training.demo import make_phantom_model
 from training.sources import phantom_folder, phantom_version
 
 
@@ -53,6 +55,14 @@ def test_the_unknown_images_are_all_diagnosed(demo_model):
         rows = list(csv.DictReader(file))
     assert len(rows) == 50
     assert {row["prediction"] for row in rows} == {"normal", "sick"}
+
+
+def test_what_was_stopped_after_training_goes_on_with_the_unknown_images(demo_model, tmp_path):
+    model = shutil.copytree(demo_model, tmp_path / "model")
+    (model / "eval" / "unknown.csv").unlink()
+    make_phantom_model(model)
+    for name in ("model.safetensors", "eval/unknown.csv"):
+        assert (model / name).read_bytes() == (demo_model / name).read_bytes()
 
 
 def test_a_clean_pipeline_gives_the_probabilities_of_the_evaluation(demo_model):

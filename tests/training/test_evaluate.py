@@ -12,8 +12,9 @@ from PIL import Image
 
 from space.errors import InputError
 from tests.images import speckle, write_table
-from training import average, evaluate, export
+from training import average, evaluate, export, plots
 from training.evaluate import select_rows, with_pixels
+from training.measure import measure
 from training.sources import load_data
 
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
@@ -82,6 +83,36 @@ def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom)
     assert before == {name: (model / "eval" / name).read_bytes() for name in before}
     threshold = json.loads((model / "config.json").read_text())["threshold"]
     assert set(pd.read_csv(model / "eval" / "test.csv")["threshold"]) == {threshold}  # to the last digit
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_evaluation_that_is_stopped_leaves_the_one_of_its_name(model, small_phantom, monkeypatch, stopped):
+    def save(file, figure):
+        if file.name == "test_gallery.png":
+            raise stopped
+        whole(file, figure)
+
+    before, whole = {path: path.read_bytes() for path in (model / "eval").iterdir()}, plots.save
+    monkeypatch.setattr(plots, "save", save)
+    with pytest.raises((InputError, OSError, KeyboardInterrupt)):
+        measure(model, load_data(str(small_phantom)).take(8).add_column("pixels", ["0"] * 8), "test")
+    assert before == {path: path.read_bytes() for path in (model / "eval").iterdir()}
+
+
+def test_the_figures_of_the_test_part_are_not_replaced_by_those_of_other_images(model, small_phantom):
+    with pytest.raises(InputError, match="^--name test: is that of the test part; add --split test, or choose another"):
+        evaluate.main([str(model), "--data", str(small_phantom), "--name", "test"])
+
+
+@pytest.mark.parametrize(("gone", "column"), [("eval/training.json", None), ("recipe.yaml", None), ("", "site")])
+def test_a_model_folder_that_is_not_whole_is_refused_before_anything_is_predicted(model, small_phantom, gone, column):
+    if column:
+        pd.read_csv(model / "split.csv", dtype=str).drop(columns=column).to_csv(model / "split.csv", index=False)
+    else:
+        (model / gone).unlink()
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=f"{gone} is missing" if gone else f"it lacks {column}"):
+        evaluate.main([str(model), "--data", str(small_phantom), "--name", "away"])
 
 
 def test_images_that_were_trained_on_are_counted_and_said(model, small_phantom, capsys):
@@ -187,7 +218,8 @@ def test_a_part_of_which_images_lack_is_not_measured(tmp_path, names):
     table = [[f"{number}.png", "sick" if number % 2 else "normal", "AB"[number // 4]] for number in range(6)]
     write_table(tmp_path / "all.csv", ["path", "label", "site"], *table)
     write_table(tmp_path / "some.csv", ["path", "label", "site"], *table[:2], [table[2][0], "", "A"], *table[4:])
-    split = with_pixels(load_data(tmp_path / "all.csv")).select_columns(["path", "pixels"]).to_pandas()
+    columns = ["path", "label", "group", "site", "pixels"]
+    split = with_pixels(load_data(tmp_path / "all.csv")).select_columns(columns).to_pandas()
     if names == "numbers":
         split["path"] = [f"image-{number}" for number in range(6)]
     split.assign(split=["test"] * 4 + ["train"] * 2).to_csv(tmp_path / "split.csv", index=False)

@@ -113,7 +113,7 @@ def test_bad_input_is_refused_in_one_line(exported, tmp_path, monkeypatch):
     for name, content, message in (
         ("recipe.yaml", "", "recipe.yaml: found no names and values"),
         ("recipe.yaml", "sites: [A]", "recipe.yaml: found no data in it"),
-        ("split.csv", "", "split.csv: found no table of path, pixels and split"),
+        ("split.csv", "", "split.csv: found no table of path, label, group, site, pixels and split"),
     ):
         broken = shutil.copytree(exported, tmp_path / name, dirs_exist_ok=True)
         (broken / name).write_text(content)

@@ -98,7 +98,7 @@ def test_a_base_that_does_not_say_from_whom_it_has_learned_has_seen_somebody(hub
 
 def test_a_base_whose_table_is_spoiled_is_refused(learned):
     (learned / "split.csv").write_text("nothing")
-    with pytest.raises(InputError, match="split.csv: found no table of path, pixels and split"):
+    with pytest.raises(InputError, match="split.csv: found no table of path, label, group, site, pixels and split"):
         learned_by(str(learned))
 
 

@@ -137,3 +137,10 @@ def test_a_folder_for_each_patient_is_refused_where_those_of_classes_are_expecte
     write_images(tmp_path, *(f"{start}sub-S{number}/ses-1/{number}.png" for number in range(3000, 3004)))
     with pytest.raises(InputError, match="found a folder for each patient, sub-S3000 for one; expected one for each"):
         load_data(tmp_path)
+
+
+def test_a_folder_of_no_images_beside_those_of_parts_is_passed_over(tmp_path):
+    write_images(tmp_path, "train/sick/1.png", "test/sick/2.png")
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "audit.json").write_text("{}")
+    assert list(load_data(tmp_path)["split"]) == ["test", "train"]

@@ -7,7 +7,8 @@ from scipy.special import expit
 from scipy.stats import binomtest, norm
 from sklearn import metrics
 
-from training.measure import METRIC, load_metric
+from tests.conftest import ROOT
+from training.measure import load_metric
 from training.metric.bootstrap import (
     bootstrap,
     calibration_error,
@@ -34,7 +35,7 @@ def compute(probabilities, truth, **settings):
 
 def test_it_loads_by_path_and_takes_batches():
     probabilities, truth, _ = case()
-    metric = evaluate.load(str(METRIC))
+    metric = evaluate.load(str(ROOT / "training" / "metric"))
     for start in range(0, 120, 50):
         metric.add_batch(predictions=probabilities[start : start + 50], references=truth[start : start + 50])
     assert metric.compute() == compute(probabilities, truth)

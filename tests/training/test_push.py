@@ -46,6 +46,19 @@ def titles(repository, revision="main"):
     return [commit["title"] for commit in repository.log(repository.find(revision))]
 
 
+def test_evaluations_in_a_folder_that_is_a_link_belong_to_the_model_too(model, tmp_path):
+    files = repositories.own_files("model", model).keys()
+    shutil.move(model / "eval", tmp_path / "elsewhere")
+    (model / "eval").symlink_to(tmp_path / "elsewhere")
+    assert "eval/test.json" in files
+    assert repositories.own_files("model", model).keys() == files
+
+
+def test_a_place_for_its_work_that_cannot_be_written_is_one_line(model, tmp_path):
+    with pytest.raises(InputError, match="^cannot write .*nowhere: .* No such file or directory"):
+        push.model_upload(model, "clinic/whole", tmp_path / "nowhere")
+
+
 def test_a_model_folder_becomes_a_repository_in_one_commit_that_pipeline_loads(hub, client, model):
     (model / ".DS_Store").write_text("hidden")
     (model / "notes.txt").write_text("mine")
