@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import TextIO
 
 COLUMNS = {  # by our name what a table may call them, in whatever capitals, and with blanks or hyphens for _
@@ -28,9 +29,10 @@ def known_columns(names: Sequence[str]) -> dict[str, str]:
     return known
 
 
-def csv_rows(lines: TextIO) -> csv.DictReader:
-    """The rows of an open CSV file, whose cells stand apart by that of , ; and tabulators which its first line has most
-    of: where commas stand in numbers, spreadsheets write semicolons."""
-    first = lines.readline()
-    lines.seek(0)
-    return csv.DictReader(lines, restval="", delimiter=max(",;\t", key=first.count))
+def csv_rows(lines: TextIO, **settings: bool) -> csv.DictReader:
+    """The rows of an open CSV file, whose cells stand apart by that of , ; and tabulators by which its first line has
+    most of COLUMNS: where commas stand in numbers, spreadsheets write semicolons. settings: of the csv module."""
+    first = next((line for line in lines if line.strip()), "")
+    signs = {sign: next(csv.reader([first], delimiter=sign, **settings), []) for sign in ",;\t"}
+    between = max(signs, key=lambda sign: len(known_columns(signs[sign])))
+    return csv.DictReader(chain([first], lines), restval="", delimiter=between, **settings)

@@ -169,7 +169,7 @@ def read_labels(path: str | Path, labels: Sequence[str]) -> dict[str, str]:
     rows, known = [], {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as lines:
-            reader = csv_rows(lines)
+            reader = csv_rows(lines, skipinitialspace=True)
             rows, known = list(reader), known_columns(reader.fieldnames or [])
     except FileNotFoundError:
         raise InputError(f"the file of labels {DELETED}") from None

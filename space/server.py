@@ -119,7 +119,10 @@ def keep_from_agents(blocks: gr.Blocks, *endpoints: str) -> None:
 
 def is_upload(path: str) -> bool:
     """Whether a path that a browser names is that of an upload, or an example, that is still there."""
-    file = Path(path).resolve()
+    try:
+        file = Path(path).resolve()
+    except ValueError:  # of a NUL, which no name can hold
+        return False
     return file.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()) and file.is_file()
 
 

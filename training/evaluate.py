@@ -30,6 +30,8 @@ from training.report import write_report
 from training.sources import UNLABELLED, load_data, require_sites
 from training.tables import classification_tables, in_words
 
+NEEDED = ("recipe.yaml", "eval/training.json", "eval/audit.json")  # of a model folder, for its card and report
+
 
 def with_pixels(rows: Dataset) -> Dataset:
     """The rows with the column pixels, the hash of each image's content, and groups that share copies joined, as train
@@ -180,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--name test: is that of the test part; add --split test, or choose another --name")
     args.model = model_folder(args.model)
     for folder in (args.model, *(args.folds or ())):
-        require_model_folder(folder, "split.csv", *["recipe.yaml", "eval/training.json"] * (folder == args.model))
+        require_model_folder(folder, "split.csv", *NEEDED * (folder == args.model))
         read_split(folder)
     if args.folds and args.split:
         raise InputError("--split: with --folds it is the test part of each folder that is judged; leave it out")

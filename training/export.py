@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what was exported before")
     args = parser.parse_args(argv)
     folder = model_folder(args.model)
-    require_model_folder(folder, "recipe.yaml", "split.csv", "eval/training.json")
+    require_model_folder(folder, "recipe.yaml", "split.csv", "eval/training.json", "eval/audit.json")
     there = folder / exported_name(args.format, "int8" if args.int8 else "float32")
     if there.exists() and not args.overwrite:
         raise InputError(f"{there} exists; replace it with --overwrite")

@@ -131,14 +131,12 @@ def _class_folders(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _patient(folders: Sequence[str]) -> str:
-    """The patient that these folders, from the class's downwards, are named after: the first that is named as PERSON
-    says, also below others, or else the first. A case may be one of its patient's, and a year is nobody's."""
-    for depth, name in enumerate(folders):
-        found = PERSON.search(name)
-        if found and not (depth and found.group().lower().startswith("case")):
-            return found.group()
-    below = [name for name in folders[:-1] if not YEAR.fullmatch(name)]
-    return [*below, *folders[-1:], ""][0]
+    """The patient that these folders, from the class's downwards, are named after: the first, but below a year, in
+    which he may come again, or below what is derived, the first that is named as PERSON says. A case may be a visit."""
+    if folders and (YEAR.fullmatch(folders[0]) or folders[0].lower() == "derivatives"):
+        named = [name for name in folders[1:] if PERSON.match(name) and not name.lower().startswith("case")]
+        return [*named, folders[0]][0]
+    return folders[0] if folders else ""
 
 
 def is_normal(label: str) -> bool:

@@ -105,6 +105,7 @@ def _evaluation(target: Path, name: str) -> Iterator[Path]:
     JSON goes first and comes last: without it the others are nobody's, and nothing that is pushed."""
     final = target / f"{name}.json"
     with writing(final) as work:
+        shutil.rmtree(work, ignore_errors=True)  # of a killed run that had the same process id
         work.mkdir()
     try:
         yield work

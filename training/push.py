@@ -21,7 +21,7 @@ from huggingface_hub import SpaceCard, constants
 from huggingface_hub.repocard import metadata_load
 
 import space
-from space.errors import InputError
+from space.errors import InputError, some_of
 from training import hub, repositories
 from training.card import find_template
 from training.cli import Parser, run
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
             uploads.append(space_upload(model, args.space, page, args.dataset))
         push(uploads, f"Push {args.model.resolve().name}", args.private, args.revision, args.tag, args.dry_run)
     if left := repositories.strange_files("model", args.model):
-        print(f"not part of a model folder, so not sent: {', '.join(left)}")
+        print(f"not part of a model folder, so not sent: {some_of(left)}")
     if shown := sorted(repositories.own_files("model", args.model).keys() - model.files.keys()):
         print(f"not sent, for images of the data are to be seen in it: {', '.join(shown)}; see --i-have-the-rights")
     if not _is_synthetic(args.model):

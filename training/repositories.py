@@ -237,7 +237,7 @@ def _ours(kind: Kind, folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """All files by their names, also those in folders that are links, but for hidden folders."""
-    paths = sorted(Path(here, name) for here, names in walk(folder) for name in names)
+    paths = sorted(Path(here, name) for here, names in walk(folder, lambda error: None) for name in names)
     return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 

@@ -50,7 +50,7 @@ PATIENT = "PatientID of the DICOM file"  # a column on the way to the groups
 # Ids that anonymisers write for everybody; anon-1 is somebody's, and 0 to 000 may be the first of numbered patients.
 NOBODY = re.compile(r"anon(ym(ous|i[sz]ed)?)?|de[ _-]?identified|unknown|none|test|0{4,}|x+", re.IGNORECASE)
 DOCUMENTS = {".txt", ".md", ".html", ".pdf", ".doc", ".docx", ".rtf", ".csv", ".tsv", ".xls", ".xlsx", ".parquet"}
-DOCUMENTS |= {".json", ".xml", ".yaml", ".yml", ".db", ".ini", ".log", ".py", ".zip"}
+DOCUMENTS |= {".json", ".xml", ".yaml", ".yml", ".db", ".ini", ".log", ".py", ".sh", ".ipynb", ".rst", ".md5", ".zip"}
 MASKS = re.compile(r"(.*[ _-]|.*[a-z](?=M))?[Mm](?i:asks?)")  # names of masks and of their folders
 DECODERS = {"av", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 OPTIONS = {"files": {"frames"}, "hub": {"config", "split", "revision", "streaming"}, "phantom": {"seed", "sites"}}

@@ -180,7 +180,10 @@ def test_labels_as_other_programs_write_them_are_found(tmp_path, text):
     assert many.agreement([row("a.png", "sick", 0.9)], LABELS, truth).counts == {("sick", "sick"): 1}
 
 
-@pytest.mark.parametrize("text", ["File_Name,Label\na.png,sick\n", "\ufeffpath;label;dose\na.png;sick;1,5\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["File_Name,Label\na.png,sick\n", "\ufeffpath;label;dose\na.png;sick;1,5\n", '\npath, label\na.png, "sick"\n'],
+)
 def test_labels_as_spreadsheets_write_them_are_found(tmp_path, text):
     (tmp_path / "labels.csv").write_text(text)
     assert many.read_labels(tmp_path / "labels.csv", LABELS) == {"a.png": "sick"}

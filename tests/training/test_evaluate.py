@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from contextlib import redirect_stdout
@@ -93,6 +94,7 @@ def test_an_evaluation_that_is_stopped_leaves_the_one_of_its_name(model, small_p
         whole(file, figure)
 
     before, whole = {path: path.read_bytes() for path in (model / "eval").iterdir()}, plots.save
+    (model / "eval" / f".test.json.{os.getpid()}.unfinished").mkdir()  # of one that was killed
     monkeypatch.setattr(plots, "save", save)
     with pytest.raises((InputError, OSError, KeyboardInterrupt)):
         measure(model, load_data(str(small_phantom)).take(8).add_column("pixels", ["0"] * 8), "test")
