@@ -169,7 +169,7 @@ def arrays(table: pd.DataFrame, labels: list[str]) -> tuple[np.ndarray, np.ndarr
     return probabilities, truth, np.unique(table["group"], return_inverse=True)[1]
 
 
-def _numbers(table: pd.DataFrame, labels: list[str], prevalence: float | None) -> dict:
+def _numbers(table: pd.DataFrame, labels: list[str], prevalence: float | None = None) -> dict:
     probabilities, truth, groups = arrays(table, labels)
     return load_metric().compute(
         predictions=probabilities,
@@ -204,7 +204,7 @@ def _against(table: pd.DataFrame, other: pd.DataFrame, result: dict) -> dict:
     decided = [
         each["prediction"].map({label: n for n, label in enumerate(labels)}).to_numpy() for each in (table, other)
     ]
-    results = (result, _numbers(other, labels, result["prevalence"]))
+    results = (result, _numbers(other, labels))
     return compare(results, [side[0] for side in sides], decided, sides[0][1], sides[0][2])
 
 
