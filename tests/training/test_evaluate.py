@@ -8,16 +8,20 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
+from scipy.special import expit, logit
 
 from space.errors import InputError
 from tests.images import speckle, write_table
-from training import average, evaluate, export, plots
+from training import average, evaluate, export, measure, plots
+from training.calibration import Calibration
 from training.evaluate import select_rows, with_pixels
-from training.measure import measure
+from training.metric.bootstrap import calibration_error
 from training.sources import load_data
 
+LABELS = ["normal", "sick"]
 NUMBERS = ("accuracy", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
 MORE = ("average_precision", "ppv", "npv", "mcc", "per_class")
 
@@ -49,6 +53,20 @@ def site_b(small_model, small_phantom, tmp_path_factory):
     return model, json.loads((model / "eval" / "site_b.json").read_text()), printed.getvalue()
 
 
+def told_of(*images: tuple[str, str, float], threshold: float = 0.5, abstained=False) -> pd.DataFrame:
+    """What `measure.predict_rows` would say of images: group, label and probability of sick of each."""
+    table = pd.DataFrame(images, columns=["group", "label", "probability_sick"])
+    called = np.where(table["probability_sick"] >= threshold, "sick", "normal")
+    other = 1 - table["probability_sick"]
+    return table.assign(probability_normal=other, prediction=called, threshold=threshold, abstained=abstained)
+
+
+def say_calibrated(folder):
+    config = json.loads((folder / "config.json").read_text())
+    told = {"method": "temperature", "scale": [1.2, 1.2], "shift": [0.0, 0.0], "reason": ""}
+    (folder / "config.json").write_text(json.dumps(config | {"calibration": told}))
+
+
 def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_each_image(site_b):
     model, result, printed = site_b
     threshold = json.loads((model / "config.json").read_text())["threshold"]
@@ -75,7 +93,38 @@ def test_the_file_holds_every_number_with_an_interval_and_the_table_a_row_for_ea
     assert ((table["probability_sick"] >= table["threshold"]) == (table["prediction"] == "sick")).all()
     assert np.allclose(table["probability_normal"] + table["probability_sick"], 1, atol=2e-6)
     assert table["group"].nunique() == result["groups"]
-    assert result["fewest_groups"] == min(table["group"][table["label"] == name].nunique() for name in result["labels"])
+    assert table["distance"].nunique() == 28
+    assert ((table["distance"] > 1) == table["abstained"]).all()
+
+
+def test_a_case_has_the_mean_of_its_images_logits_and_a_patient_of_two_labels_is_two():
+    cases = measure.assess(told_of(*(("p1", "sick", score) for score in (0.9, 0.9, 0.2))), LABELS)["cases"]
+    assert (cases["n"], cases["brier"]) == (1, pytest.approx((1 - expit(logit([0.9, 0.9, 0.2]).mean())) ** 2))
+    both = told_of(("p1", "sick", 0.9), ("p1", "normal", 0.2), ("p1", "normal", 0.3), ("p2", "normal", 0.1))
+    assert measure.assess(both, LABELS)["cases"]["confusion_matrix"] == [[2, 0], [0, 1]]
+
+
+def test_the_others_are_those_that_the_model_does_not_abstain_from():
+    images = [(f"p{number}", LABELS[number % 2], [0.2, 0.8][number % 2]) for number in range(4)]
+    wrong = [("p4", "normal", 0.9), ("p5", "sick", 0.1)]
+    told = measure.assess(told_of(*images, *wrong, abstained=[False] * 4 + [True] * 2), LABELS)["abstained"]
+    assert (told["images"], told["share"]) == (2, pytest.approx(1 / 3))
+    assert told["others"]["confusion_matrix"] == [[2, 0], [0, 2]]
+
+
+def test_the_calibration_error_without_calibration_is_that_of_the_raw_probabilities():
+    raw, labels = np.array([0.99, 0.9, 0.8, 0.3, 0.05]), ["sick", "normal", "sick", "sick", "normal"]
+    images = [(f"p{number}", label, expit(logit(raw[number]) / 2)) for number, label in enumerate(labels)]
+    told = measure._uncalibrated(told_of(*images), LABELS, Calibration("temperature", np.full(2, 0.5), np.zeros(2)))
+    truth = np.array([LABELS.index(label) for label in labels])
+    assert told["ece"] == pytest.approx(calibration_error(np.c_[1 - raw, raw], truth))
+
+
+def test_another_model_is_compared_with_at_its_own_threshold():
+    images = [("p1", "sick", 0.95), ("p2", "sick", 0.6), ("p3", "normal", 0.1), ("p4", "normal", 0.2)]
+    mine, other = told_of(*images), told_of(*images, threshold=0.9)
+    difference = measure._against(mine, other, measure.assess(mine, LABELS))["difference"]
+    assert (difference["sensitivity"], difference["accuracy"], difference["roc_auc"]) == (0.5, 0.25, 0)
 
 
 def test_the_test_part_again_gives_the_figures_of_training(model, small_phantom):
@@ -97,7 +146,7 @@ def test_an_evaluation_that_is_stopped_leaves_the_one_of_its_name(model, small_p
     (model / "eval" / f".test.json.{os.getpid()}.unfinished").mkdir()  # of one that was killed
     monkeypatch.setattr(plots, "save", save)
     with pytest.raises((InputError, OSError, KeyboardInterrupt)):
-        measure(model, load_data(str(small_phantom)).take(8).add_column("pixels", ["0"] * 8), "test")
+        measure.measure(model, load_data(str(small_phantom)).take(8).add_column("pixels", ["0"] * 8), "test")
     assert before == {path: path.read_bytes() for path in (model / "eval").iterdir()}
 
 
@@ -143,9 +192,7 @@ def test_images_of_the_validation_part_are_counted_and_said_and_their_figures_ar
 
 
 def test_of_one_patient_the_calibration_error_without_calibration_is_not_known_either(model, tmp_path):
-    config = json.loads((model / "config.json").read_text())
-    told = {"method": "temperature", "scale": [1.2, 1.2], "shift": [0.0, 0.0], "reason": ""}
-    (model / "config.json").write_text(json.dumps(config | {"calibration": told}))
+    say_calibrated(model)
     names = [f"{number}.png" for number in range(4)]
     (tmp_path / "data").mkdir()
     for number, name in enumerate(names):
@@ -255,8 +302,14 @@ def test_of_very_many_sites_only_their_number_is_printed(model):
 
 
 def test_folds_together_judge_every_image_once(model, other, small_phantom, capsys):
-    """Two folders with other test parts: the rows of each are judged by itself."""
+    """Two folders with other test parts: the rows of each are judged by itself, and what it has seen is its own. Half
+    of what the other one tests on the first has learned from, and only the first is at home."""
     split = pd.read_csv(model / "split.csv", dtype=str)
+    learned = (split["split"] == "validation") & (split.index % 2 == 0)
+    split.assign(split=split["split"].mask(learned, "train")).to_csv(model / "split.csv", index=False)
+    table = pd.read_csv(other / "split.csv", dtype=str)
+    table.assign(site="C").to_csv(other / "split.csv", index=False)
+    say_calibrated(model)
     evaluate.main(
         [str(model), "--data", str(small_phantom), "--name", "folds", "--folds", str(other), "--against", str(other)]
     )
@@ -264,6 +317,10 @@ def test_folds_together_judge_every_image_once(model, other, small_phantom, caps
     assert sorted(table["path"]) == sorted(split["path"][split["split"].isin({"test", "validation"})])
     result = json.loads((model / "eval" / "folds.json").read_text())
     assert (result["folds"], result["n"], result["elsewhere"]) == (2, len(table), False)
+    assert (result["seen_in_training"], result["chosen_on"]) == (0, 0)
+    assert "uncalibrated" not in result  # for that of the first model is not that of the others
+    patients = table.groupby("label")["group"].nunique()
+    assert result["fewest_groups"] == patients.min() < patients.max()
     assert set(result["against"]["difference"].values()) == {0.0}
     seen = (split["split"] == "test").sum()  # the other one was trained on these
     assert result["against"]["seen_in_training"] == seen
@@ -326,3 +383,24 @@ def test_a_site_that_was_left_out_is_not_home(model, small_phantom):
     split.to_csv(model / "split.csv", index=False)
     evaluate.main([str(model), "--data", str(small_phantom), "--split", "test", "--name", "test"])
     assert json.loads((model / "eval" / "test.json").read_text())["elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("images", "site", "elsewhere"),
+    [
+        (["aa", "cc"], "", False),
+        (["cc", "dd"], "", True),
+        (["cc", "dd"], "V", False),
+        (["cc", "dd"], "T", True),
+    ],
+    ids=["one in the split", "none in the split", "site of the validation part", "site of the test part alone"],
+)
+def test_elsewhere_is_told_by_sites_and_without_them_by_the_images(tmp_path, images, site, elsewhere):
+    rows = [["1.png", "aa", "train"], ["2.png", "bb", "validation"], ["3.png", "ee", "test"]]
+    sites = ["H", "V", "T"] if site else [""] * 3
+    write_table(
+        tmp_path / "split.csv",
+        ["path", "pixels", "split", "site"],
+        *([*row, home] for row, home in zip(rows, sites, strict=True)),
+    )
+    assert measure._is_elsewhere(tmp_path, Dataset.from_dict({"pixels": images, "site": [site] * 2})) == elsewhere
