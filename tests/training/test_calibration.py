@@ -48,6 +48,16 @@ def test_what_the_images_cannot_tell_is_refused_in_words():
         assert np.array_equal(refused.apply(logits), logits)
 
 
+def test_one_narrowly_wrong_answer_among_many_right_ones_does_not_ask_for_boundless_confidence():
+    truth = np.repeat([0, 1], 100)
+    margin = np.where(np.arange(200) == 0, -0.01, 5.0)
+    logits = margin[:, None] * (np.eye(2)[truth] - 0.5)
+    found = fit_calibration(logits, truth)
+    assert found.method == "temperature"
+    surest = softmax(found.apply(logits), axis=1).max()
+    assert 0.95 < surest <= 101 / 102  # after 100 images of a class, as Laplace's rule of succession has it
+
+
 @pytest.mark.parametrize(
     "config",
     [
