@@ -70,7 +70,8 @@ def test_maps_that_point_to_the_spot_pass_every_test_of_place_and_of_deletion(pr
     assert result["images"] == 12
     place = result["place"]
     assert place["images"] == 20
-    assert place["pointing_game"] >= 0.95 > 0.6 > place["pointing_game_by_chance"]
+    assert place["mask_share"] == 1 / 16
+    assert place["pointing_game"] >= 0.95 > 0.6 > place["pointing_game_by_chance"] > 0.3  # of 15 pixels around as well
     assert place["energy_inside"] > 2 * place["mask_share"]
     low, high = place["ci95"]["energy_inside"]
     assert low <= place["energy_inside"] <= high
@@ -111,9 +112,12 @@ def test_a_mask_of_numbers_shows_what_one_in_black_and_white_does(predictor, spo
     assert told[0] == told[1]
 
 
-def test_one_patient_whose_peak_is_in_the_mask_proves_nothing(predictor, spots):
-    rows = spots.select(range(2))
-    place = check_saliency(predictor, rows, told_of(predictor, rows), "cam")["place"]
+@pytest.mark.parametrize("images", [2, 40], ids=["of one image", "the others without a mask"])
+def test_one_patient_whose_peak_is_in_the_mask_proves_nothing(predictor, spots, images):
+    rows = spots.select(range(images))
+    told = told_of(predictor, rows)
+    told["group"] = told["group"].mask(told["label"] == "sick", "p1")
+    place = check_saliency(predictor, rows, told, "cam")["place"]
     assert place["pointing_game"] == 1
     assert place["ci95"] == {"pointing_game": [pytest.approx(0.025), 1], "energy_inside": [0, 1]}
     assert not place["passed"]
@@ -129,6 +133,13 @@ def test_one_image_and_the_frames_of_one_patient_prove_nothing(predictor, spots)
     assert of_all["deletion"]["passed"]
     assert of_all["insertion"]["passed"]
     assert not any(each[test]["passed"] for each in of_one for test in ("weights", "deletion", "insertion"))
+
+
+def test_the_map_that_is_tested_is_that_of_the_class_that_is_called_whatever_the_label(predictor, spots):
+    rows = spots.remove_columns("mask").select(range(12))
+    table = told_of(predictor, rows)
+    wrong = table.assign(label=table["label"].map({"normal": "sick", "sick": "normal"}))
+    assert check_saliency(predictor, rows, table, "cam") == check_saliency(predictor, rows, wrong, "cam")
 
 
 @pytest.fixture
@@ -156,6 +167,15 @@ def test_the_map_of_a_first_class_that_is_not_normal_is_its_own(several, spots):
     assert place["pointing_game"] >= 0.95
 
 
+def test_the_map_of_a_normal_image_with_a_mask_is_that_of_the_positive_class(several, spots):
+    head = several.model.classifier[1]
+    head.weight = torch.nn.Parameter(head.weight[[0, 2, 1]])
+    several.labels = ["normal", "other", "sick"]
+    table = told_of(several, spots).replace({"sick": "normal"})
+    place = check_saliency(several, spots, table, "grad_cam")["place"]
+    assert place["pointing_game"] >= 0.95
+
+
 def test_without_masks_nothing_is_said_of_the_place(predictor, spots):
     rows = spots.remove_columns("mask")
     assert "place" not in check_saliency(predictor, rows, told_of(predictor, rows), "occlusion")
@@ -165,3 +185,15 @@ def test_maps_that_show_nothing_pass_no_test_of_weights(predictor, spots, monkey
     monkeypatch.setattr(saliency_check, "saliency_maps", lambda model, pixels, *_: -torch.ones(len(pixels), 8, 8))
     told = check_saliency(predictor, spots, told_of(predictor, spots), "cam")["weights"]
     assert told == {"rank_correlation": None, "ci95": None, "passed": False}
+
+
+def test_what_speaks_against_a_class_does_not_tell_maps_apart(predictor, spots, monkeypatch):
+    """Maps that are one in what they show, and otherwise drawn anew."""
+    shown = torch.linspace(-1, 1, SIDE).expand(1, SIDE, SIDE)
+
+    def drawn(model, pixels, *_):
+        return torch.where(shown > 0, shown, -torch.rand(len(pixels), SIDE, SIDE))
+
+    monkeypatch.setattr(saliency_check, "saliency_maps", drawn)
+    told = check_saliency(predictor, spots.select(range(12)), told_of(predictor, spots)[:12], "cam")["weights"]
+    assert told["rank_correlation"] == pytest.approx(1)
