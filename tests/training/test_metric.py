@@ -133,6 +133,15 @@ def test_the_bootstrap_equals_one_that_resamples_the_images(classes):
         assert fast["brier"][draw] == pytest.approx(squared)
 
 
+def test_a_draw_of_one_class_has_no_areas_under_curves():
+    truth, score = np.array([0, 1, 1, 1]), np.array([0.6, 0.7, 0.2, 0.4])
+    drawn = bootstrap(np.c_[1 - score, score], truth, score.round().astype(int), np.arange(4), 100, 0)
+    one_class = np.isnan(drawn["specificity"]) | np.isnan(drawn["sensitivity"])
+    assert 0 < one_class.sum() < 100
+    for name in ("roc_auc", "average_precision"):
+        assert np.array_equal(np.isnan(drawn[name]), one_class)
+
+
 def test_intervals_hold_the_value_and_are_wider_over_groups_than_over_images():
     probabilities, truth, _ = case(n=400)
     tight = compute(probabilities[:200].repeat(2, 0), truth[:200].repeat(2, 0))
@@ -277,14 +286,38 @@ def test_means_of_three_classes_are_no_surer_than_one_of_few_patients():
         assert told["ci95"][name][0] < told[name] - 0.9 * (1 - least) / 3, name
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_of_few_patients_who_are_called_so_and_rightly_the_interval_says_how_few(kind):
+    """Of 10 patients of each class 3 are called of one, and all others of the other."""
+    truth, called = np.repeat([kind, 1 - kind], 10), np.repeat([kind, 1 - kind], [3, 17])
+    told = compute(np.eye(2)[called], truth)["ci95"]
+    expected = pytest.approx([binomtest(3, 3).proportion_ci().low, 1])
+    assert told[("npv", "precision")[kind]] == expected
+    assert told["per_class"]["precision"][str(kind)] == expected
+
+
+def test_an_f1_of_0_is_as_sure_as_patients_of_the_class_or_called_so_are_many():
+    truth = np.repeat([0, 1], [9, 3])
+    told = compute(np.eye(2)[1 - truth], truth)["ci95"]["f1"]
+    assert told["0"] == told["1"] == pytest.approx([0, binomtest(0, 12).proportion_ci().high])
+
+
+def test_the_intervals_of_predictive_values_are_at_the_prevalence_that_is_asked_for():
+    probabilities, truth, _ = case()
+    told = compute(probabilities, truth, prevalence=0.05)
+    for name in ("ppv", "npv"):
+        low, high = told["ci95"][name]
+        assert low < told[name] < high
+
+
 @pytest.mark.parametrize("well", [5, 15])
-def test_at_a_stated_prevalence_a_predictive_value_of_1_is_no_surer_than_the_specificity_behind_it(well):
+def test_at_a_stated_prevalence_a_predictive_value_of_1_is_no_surer_than_the_share_behind_it(well):
     truth = np.repeat([1, 0], [40, well])
     told = compute(np.eye(2)[truth], truth, prevalence=0.05)
-    low, high = told["ci95"]["ppv"]
-    false = 1 - binomtest(well, well).proportion_ci().low
-    assert (told["ppv"], high) == (1, 1)
-    assert low == pytest.approx(0.05 / (0.05 + false * 0.95), rel=0.005)
+    false, missed = (1 - binomtest(number, number).proportion_ci().low for number in (well, 40))
+    assert (told["ppv"], told["npv"]) == (1, 1)
+    assert told["ci95"]["ppv"] == pytest.approx([0.05 / (0.05 + false * 0.95), 1], rel=0.005)
+    assert told["ci95"]["npv"] == pytest.approx([0.95 / (0.95 + missed * 0.05), 1], rel=0.005)
 
 
 def test_at_a_stated_prevalence_a_predictive_value_of_0_is_no_surer_than_the_sensitivity_behind_it():
