@@ -44,9 +44,9 @@ def find_confounds(facts: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) 
     folds = list(StratifiedGroupKFold(min(FOLDS, smallest), shuffle=True, random_state=0).split(labels, labels, groups))
     results = []
     for family, columns in FAMILIES.items():
-        numbers = pd.get_dummies(facts[[column for column in columns if column in facts]]).astype(float)
+        numbers = pd.get_dummies(facts[columns]).astype(float)
         features = numbers.to_numpy()
-        features = features[:, features.std(axis=0) > 0] if features.size else features
+        features = features[:, features.std(axis=0) > 0]
         if features.shape[1] == 0:
             continue
         probabilities = out_of_fold(features, labels, folds)

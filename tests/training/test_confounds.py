@@ -5,13 +5,14 @@ from scipy.stats import binomtest
 
 from training.confounds import FAMILIES, find_confounds, out_of_fold
 
+COLUMNS = [column for family in FAMILIES.values() for column in family]
+
 
 @pytest.fixture
 def images():
     """Facts of 240 images of 60 patients that tell nothing, their labels (every other patient is sick) and groups."""
     rng = np.random.default_rng(0)
-    columns = [column for family in FAMILIES.values() for column in family]
-    facts = pd.DataFrame({column: rng.random(240) for column in columns})
+    facts = pd.DataFrame({column: rng.random(240) for column in COLUMNS})
     facts = facts.assign(format="PNG", mode=rng.choice(["L", "RGB"], 240), site="A")
     groups = np.repeat(np.arange(60), 4)
     return facts, groups % 2, groups.astype(str)
@@ -67,14 +68,15 @@ def test_three_classes_are_told_apart_too(images):
     assert found["border"]["suspicious"]
 
 
-def test_what_tells_a_rare_class_of_three_is_suspicious_and_named():
-    labels = np.repeat([0, 1, 2], [200, 10, 200])
+@pytest.mark.parametrize("rare", [1, 2])
+def test_what_tells_a_rare_class_of_three_is_suspicious_and_named(rare):
+    labels = np.repeat([0, rare, 3 - rare], [200, 10, 200])
     random = np.random.default_rng(0).random((2, len(labels)))
-    facts = pd.DataFrame(0, range(len(labels)), [column for family in FAMILIES.values() for column in family])
-    facts = facts.assign(height=random[0], width=random[1] + 2 * (labels == 1))
+    facts = pd.DataFrame(0, range(len(labels)), COLUMNS)
+    facts = facts.assign(height=random[0], width=random[1] + 2 * (labels == rare))
     (found,) = find_confounds(facts, labels, np.arange(len(labels)).astype(str))
     assert found["suspicious"]
-    assert (found["label"], found["strongest"], found["auc_strongest"]) == (1, "width", 1)
+    assert (found["label"], found["strongest"], found["auc_strongest"]) == (rare, "width", 1)
     assert found["ci95"][0] <= found["auc"] <= found["ci95"][1]
 
 
@@ -105,3 +107,12 @@ def test_of_three_patients_of_each_class_a_feature_is_no_surer_than_they_are(ima
     told = by_family(find_confounds(facts[few], labels[few], groups[few]))["corners"]
     assert told["auc"] == 1
     assert told["ci95"] == [pytest.approx(binomtest(3, 3).proportion_ci().low), 1]
+
+
+def test_many_images_of_a_patient_do_not_make_a_feature_surer():
+    """Of 24 patients, with 20 images of one brightness each."""
+    groups, facts = np.repeat(np.arange(24), 20), pd.DataFrame(0, range(480), COLUMNS)
+    facts["mean"] = (np.arange(24) % 2 + 0.7 * np.random.default_rng(0).normal(size=24))[groups]
+    (found,) = find_confounds(facts, groups % 2, groups.astype(str))
+    low, high = found["ci95"]
+    assert 0.2 < high - low < 0.5

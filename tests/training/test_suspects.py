@@ -99,6 +99,27 @@ def test_a_judge_who_knows_nothing_doubts_nobody(striped):
     assert auc < 0.9
 
 
+def told_by_levels(levels: np.ndarray) -> Fingerprints:
+    """Images that differ in their brightness histograms alone, (images, LEVELS)."""
+    facts = pd.DataFrame(levels, columns=[f"level_{index}" for index in range(LEVELS)])
+    return Fingerprints(np.zeros((len(levels), SIDE, SIDE), np.uint8), facts)
+
+
+def test_who_judges_a_label_has_seen_no_other_image_of_the_patient():
+    """12 patients with 10 like images each, which tell who it is and not what he has."""
+    groups = np.repeat(np.arange(12), 10)
+    prints = told_by_levels(np.random.default_rng(0).random((12, LEVELS))[groups])
+    _, _, auc = doubtful_labels(prints, np.arange(120), groups % 2, groups)
+    assert auc < 0.9
+
+
+def test_of_many_images_those_that_were_chosen_are_judged():
+    labels, levels = np.arange(60) % 2, np.zeros((120, LEVELS))
+    levels[60:, 0] = labels
+    _, _, auc = doubtful_labels(told_by_levels(levels), np.arange(60, 120), labels, np.arange(60))
+    assert auc == 1
+
+
 def test_without_enough_groups_there_is_no_judge(striped):
     prints, labels, _ = striped
     found, _, auc = doubtful_labels(prints, np.arange(120), labels, (labels * 3 + np.arange(120) % 3).astype(str))
