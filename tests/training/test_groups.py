@@ -78,10 +78,11 @@ def test_clips_of_few_patients_or_in_folders_of_other_things_keep_their_groups(f
     assert (groups, pattern) == ([clip for clip in clips for _ in range(3)], "clip_frame")
 
 
-def test_a_folder_that_all_files_lie_in_is_no_patient():
-    names = [f"/home/case2/scans/clip{clip}_frame{frame}.png" for clip in range(8) for frame in range(3)]
-    groups, pattern = groups_from_names(names)
-    assert (len(set(groups)), pattern) == (8, "clip_frame")
+@pytest.mark.parametrize(("name", "pattern"), [("clip{}_frame{}.png", CLIP), ("patient{}/{}.png", "personNNN")])
+def test_a_folder_that_all_files_lie_in_is_no_patient(name, pattern):
+    names = [f"/home/case2/scans/{name.format(number, frame)}" for number in range(8) for frame in range(3)]
+    groups, used = groups_from_names(names)
+    assert (len(set(groups)), used) == (8, pattern)
 
 
 def test_what_begins_with_sub_is_no_patient_without_a_number():
@@ -120,6 +121,12 @@ def test_clips_of_one_patient_by_their_names_are_one_group():
 @pytest.mark.parametrize("names", [[f"scan_{number}.mp4" for number in range(40)], ["heron.avi", "finch.avi"]])
 def test_frames_of_a_clip_whose_name_tells_no_patient_are_one_group(names):
     assert grouped(names) == [name for name in names for _ in (0, 7)]
+
+
+def test_names_of_files_make_no_groups_where_some_are_told():
+    paths = [f"clip{clip}_frame{frame}.png" for clip in range(8) for frame in range(2)]
+    told = ["P1"] * 4 + paths[4:]
+    assert list(with_groups(Dataset.from_dict({"path": paths, "group": told}))["group"]) == told
 
 
 def test_pairs_join_groups_whatever_their_order():

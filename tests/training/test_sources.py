@@ -21,7 +21,7 @@ from tests.dicom import write_dicom
 from tests.images import speckle, write_images, write_table
 from training import data
 from training.fingerprint import take_fingerprints
-from training.sources import UNLABELLED, load_data, normal_first, unlisted_files, unread_files
+from training.sources import UNLABELLED, all_synthetic, load_data, normal_first, unlisted_files, unread_files
 
 
 def test_class_folders_give_labels_by_name_with_normal_first(tmp_path):
@@ -63,6 +63,11 @@ def test_a_folder_named_images_is_no_group(tmp_path):
         tmp_path, "COVID/images/1.png", "Normal/images/1.png", "Normal/images/p2/1.png", "Normal/images/p2/2.png"
     )
     assert list(load_data(tmp_path)["group"]) == ["COVID/images/1.png", "Normal/images/1.png", "Normal/p2", "Normal/p2"]
+
+
+def test_images_are_simulated_where_that_is_told_of_each():
+    told = [["yes", "yes"], ["yes", ""], ["yes", "no"]]
+    assert [all_synthetic(Dataset.from_dict({"synthetic": words})) for words in told] == [True, False, False]
 
 
 def test_links_to_folders_are_followed_and_those_that_lead_up_or_nowhere_are_not(tmp_path):
@@ -445,6 +450,11 @@ def test_ids_as_anonymisers_write_them_join_nobody_where_other_files_have_anothe
     names = [f"{label}/patient-{patient}/1.dcm" for label in ("normal", "sick") for patient in range(2)]
     folders = [name.removesuffix("/1.dcm") for name in names]
     assert groups_by_id(tmp_path, dict.fromkeys(names, none) | {"sick/stray/1.dcm": other}) == [*folders, "sick/stray"]
+
+
+def test_ids_that_only_begin_as_those_of_anonymisers_are_somebodys(tmp_path):
+    ids = {"normal/1.dcm": "anon-1", "normal/2.dcm": "anon-1", "sick/1.dcm": "test2", "sick/2.dcm": "test2"}
+    assert groups_by_id(tmp_path, ids) == ["anon-1", "anon-1", "test2", "test2"]
 
 
 def test_files_of_one_id_are_one_group_beside_those_of_an_anonymiser(tmp_path):
