@@ -122,14 +122,16 @@ def test_clean_data_passes_strict(home, tmp_path, capsys):
     assert "no leak between parts or data sets" in capsys.readouterr().out
 
 
-def test_images_without_a_part_and_other_words_for_one_are_no_leak(tmp_path):
-    for name in range(4):
-        Image.fromarray(speckle(name)).save(tmp_path / f"{name}.png")
-    rows = [["0.png", "normal", "a", "train"], ["1.png", "normal", "a", "Training"], ["2.png", "normal", "a", ""]]
-    write_table(
-        tmp_path / "metadata.csv", ["file_name", "label", "group", "split"], *rows, ["3.png", "normal", "b", "val"]
-    )
-    assert audit.audit_data({"home": load_data(tmp_path)}).report["leaks"] == []
+def test_images_without_a_part_or_a_label_and_other_words_for_a_part_cross_nothing(tmp_path):
+    for name in range(6):
+        Image.fromarray(speckle(name - (name in (2, 4)))).save(tmp_path / f"{name}.png")  # copies of the one before
+    parts = ("train", "Training", "", "", "train", "val")
+    rows = [[f"{name}.png", "normal" if part else "", "ab"[name == 5], part] for name, part in enumerate(parts)]
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "group", "split"], *rows)
+    report = audit.audit_data({"home": load_data(tmp_path)}).report
+    assert report["leaks"] == []
+    exact = report["duplicates"]["exact"]
+    assert (exact["pairs"], exact["within_group"], exact["across_labels"], exact["across_parts"]) == (2, 2, 0, 0)
 
 
 def test_a_copy_in_two_data_sets_that_are_both_split_is_a_leak(tmp_path):
@@ -249,6 +251,39 @@ def test_which_of_three_classes_can_be_told_without_the_anatomy_is_said(tmp_path
     write_page(tmp_path / "audit.html", report, lambda *_: Image.new("L", (9, 9)))
     for page in (summary(report), (tmp_path / "audit.html").read_text()):
         assert re.search(r"viral\W+(td\W+)*(file|frame size)", page)
+
+
+def test_files_are_unlike_the_rest_of_their_own_data(tmp_path):
+    """8 images in the dark and 4 in the light."""
+    for place, count, light in (("dark", 8, 0), ("light", 4, 200)):
+        (tmp_path / place / "normal").mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(speckle(number + light, 64, 64) // 5 + light)
+            image.save(tmp_path / place / "normal" / f"{number}.png")
+    assert audit.audit_data({place: load_data(tmp_path / place) for place in ("dark", "light")}).report["files"] == []
+
+
+def test_images_of_the_sites_that_are_trained_on_are_judged_alone(tmp_path):
+    """Of plain images those of site B are darker where they are sick."""
+    rows = []
+    for number in range(24):
+        site, sick = "AB"[number % 2], number // 2 % 2
+        Image.new("L", (64, 64), 50 if sick and site == "B" else 100).save(tmp_path / f"{number}.png")
+        rows.append([f"{number}.png", ("normal", "sick")[sick], site])
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "site"], *rows)
+    assert audit.audit_data({"ward": load_data(tmp_path)}, sites=["A"]).report["confounds"]["ward"] == []
+
+
+def test_copies_that_are_told_to_be_of_others_are_not_learned_from(tmp_path):
+    """Of 12 images, each of which four patients have."""
+    rows = []
+    for number in range(48):
+        Image.fromarray(speckle(number // 4, 64, 64)).save(tmp_path / f"{number}.png")
+        rows.append([f"{number}.png", ("normal", "sick")[number // 4 % 2], f"p{number}"])
+    write_table(tmp_path / "metadata.csv", ["file_name", "label", "group"], *rows)
+    report = audit.audit_data({"ward": load_data(tmp_path)}).report
+    assert all(found["auc"] < 0.9 for found in report["confounds"]["ward"])
+    assert report["labels"]["ward"]["judge_auc"] < 0.9
 
 
 @pytest.mark.parametrize(
