@@ -398,9 +398,6 @@ def test_a_site_that_was_left_out_is_not_home(model, small_phantom):
 def test_elsewhere_is_told_by_sites_and_without_them_by_the_images(tmp_path, images, site, elsewhere):
     rows = [["1.png", "aa", "train"], ["2.png", "bb", "validation"], ["3.png", "ee", "test"]]
     sites = ["H", "V", "T"] if site else [""] * 3
-    write_table(
-        tmp_path / "split.csv",
-        ["path", "pixels", "split", "site"],
-        *([*row, home] for row, home in zip(rows, sites, strict=True)),
-    )
+    columns = ["path", "pixels", "split", "site", "label", "group"]
+    write_table(tmp_path / "split.csv", columns, *([*row, home, "", ""] for row, home in zip(rows, sites, strict=True)))
     assert measure._is_elsewhere(tmp_path, Dataset.from_dict({"pixels": images, "site": [site] * 2})) == elsewhere
