@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch.optim import swa_utils
 
+from space.abstention import LIMIT
 from space.card import Card
 from space.errors import InputError
 from space.predictor import Predictor
@@ -95,10 +97,14 @@ def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(knowing_f
     learned = (of_folds[0] == "train") | (of_folds[1] == "train")
     assert split.to_dict() == learned.map({True: "train", False: "validation"}).to_dict()
     judged = pd.read_csv(mean / "eval" / "folds.csv").set_index("path")["probability_sick"]
+    usual = []
     for folder in folds:
         own = select_rows(load_data(small_home), folder, "test", None)
         told = predict_rows(Predictor(folder), own).set_index("path")["probability_sick"]
         assert np.allclose(judged[told.index], told, atol=2e-6)
+        usual.append(LIMIT * predict_rows(Predictor(mean), own)["distance"].median())
+    assert usual[0] == pytest.approx(1, abs=0.2)  # of images that the cloud was not fitted to
+    assert usual[1] < 0.5
     config = json.loads((mean / "config.json").read_text())
     assert config["threshold_origin"]["data"].startswith(f"test parts of the 2 folds, {len(judged)} images in ")
 
@@ -167,3 +173,13 @@ def test_weights_that_were_not_trained_from_one_start_are_refused_and_nothing_is
 def test_one_folder_has_no_mean(folds, small_home):
     with pytest.raises(InputError, match="found one model folder; expected those of several folds"):
         average.main([str(folds[0]), "--data", str(small_home), "--output", str(folds[0].parent / "mean")])
+
+
+def test_the_mean_is_held_against_the_networks_as_they_are_calibrated():
+    truth, right = np.repeat([0, 1], 20), np.arange(40) % 5 > 0
+    fair = np.where(right, 1.4, -1.4)[:, None] * (np.eye(2)[truth] - 0.5)
+    told = {"method": "temperature", "scale": [0.1, 0.1], "shift": [0.0, 0.0], "reason": ""}
+    predictor = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(calibration=told)))
+    average._require_as_good(predictor, truth, fair, 10 * fair)
+    with pytest.raises(InputError, match=r"a loss of 0\.693 on .* where the networks have 0\.500 on others"):
+        average._require_as_good(predictor, truth, np.zeros((40, 2)), 10 * fair)
