@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -88,6 +88,26 @@ def test_other_patients_choose_the_checkpoint_of_each_fold_so_that_all_are_train
     assert set().union(*(parts["train"]["group"] for parts in folds)) == set(plain.home["group"])
 
 
+def single_images(number: int) -> Dataset:
+    """Rows of patients with one image each, of two classes at three sites."""
+    names = [str(index) for index in range(number)]
+    sites, labels = (["ABC"[index % 3] for index in range(number)], [index // 3 % 2 for index in range(number)])
+    rows = Dataset.from_dict({"path": names, "merged": names, "site": sites, "label": labels})
+    return rows.cast_column("label", ClassLabel(names=["normal", "sick"]))
+
+
+def test_other_patients_of_a_site_choose_the_checkpoint_where_another_one_is_left_out():
+    rows, at_c = single_images(240), {str(index) for index in range(2, 240, 3)}
+    parts = [split(rows, DataArguments("clips", test_site=site)) for site in "AB"]
+    one, other = (at_c & set(part["validation"]["path"]) for part in parts)
+    assert len(one & other) < min(len(one), len(other)) / 2
+
+
+def test_of_folds_of_single_images_the_wanted_shares_are_met():
+    rows, args = single_images(240), DataArguments("clips", folds=4, fold=1)
+    assert deviation(rows, split(rows, args), args) == "the wanted shares are met to less than one image"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -162,6 +182,14 @@ def test_a_given_split_is_kept_and_a_validation_part_is_taken_from_train(plain):
     assert set(parts["train"]["split"]) == set(parts["validation"]["split"]) == {"train"}
     assert len(parts["test"]) == plain.home["split"][:].count("test")
     assert not set(parts["validation"]["group"]) & set(parts["train"]["group"])
+
+
+def test_images_that_a_given_split_puts_in_no_part_are_in_none(plain):
+    words = ["" if index % 5 == 0 else word for index, word in enumerate(plain.home["split"])]
+    rows = plain.home.remove_columns("split").add_column("split", words)
+    parts = split(rows, DataArguments("clips", split_by="column"))
+    assert sum(map(len, parts.values())) == len(rows) - words.count("")
+    assert not any("" in part["split"] for part in parts.values())
 
 
 @pytest.mark.parametrize(
