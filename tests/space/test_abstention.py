@@ -63,6 +63,27 @@ def test_far_depends_on_the_direction(fitted):
     assert near < 1 < far
 
 
+def test_what_lies_off_all_axes_that_are_kept_is_far():
+    """Points that vary in 4 directions, and a little in all others."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(120, 4)) @ rng.normal(size=(4, 64)) + 0.05 * rng.normal(size=(120, 64))
+    abstention = Abstention.fit([points[:60]], [points[60:]])
+    axes, scale = (abstention.tensors[f"0.{name}"] for name in ("axes", "scale"))
+    off = rng.normal(size=64)
+    off -= axes.T @ (axes @ off)
+    assert abstention.distances([points[60:]]).max() <= 1
+    assert abstention.distances([points[60:] + off * scale]).min() > 1
+
+
+def test_of_few_training_images_what_is_far_in_a_direction_of_theirs_is_far():
+    """16 points of 40 channels, which lie in as many directions as they are."""
+    rng = np.random.default_rng(0)
+    train, validation = (rng.normal(size=(number, 40)) for number in (16, 40))
+    abstention = Abstention.fit([train], [validation])
+    assert abstention.distances([validation]).max() <= 1
+    assert abstention.distances([validation + 10 * train[0]]).min() > 1
+
+
 def test_what_was_fitted_is_what_is_loaded(fitted, tmp_path):
     from safetensors.numpy import save_file
 
