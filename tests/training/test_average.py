@@ -76,7 +76,19 @@ def knowing_folds(folds, small_home):
     return folds
 
 
-def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(knowing_folds, small_home, capsys, monkeypatch):
+@pytest.fixture
+def without_groups(small_home, tmp_path_factory):
+    """The same images, of whose patients only their names tell."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "images").symlink_to(small_home / "images")
+    table = pd.read_csv(small_home / "metadata.csv", dtype=str)
+    table.drop(columns="group").to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(
+    knowing_folds, small_home, without_groups, capsys, monkeypatch
+):
     monkeypatch.setattr(swa_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu"])  # as a GPU is
     folds = knowing_folds
     mean = folds[0].parent / "mean"
@@ -85,7 +97,7 @@ def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(knowing_f
         with open(folder / "split.csv", "a") as file:
             file.write("of_the_base.png,normal,P1,C,0a,also\n")
     before = {path: path.read_bytes() for path in folds[0].rglob("*") if path.is_file()}
-    command = [*map(str, folds), "--data", str(small_home), "--output", str(mean)]
+    command = [*map(str, folds), "--data", str(without_groups), "--output", str(mean)]
     average.main(command)
     assert before == {path: path.read_bytes() for path in folds[0].rglob("*") if path.is_file()}
     assert sorted(path.name for path in mean.parent.iterdir()) == ["fold-0", "fold-1", "mean"]
@@ -106,7 +118,8 @@ def test_the_folder_has_the_mean_weights_and_what_the_folds_were_worth(knowing_f
     assert usual[0] == pytest.approx(1, abs=0.2)  # of images that the cloud was not fitted to
     assert usual[1] < 0.5
     config = json.loads((mean / "config.json").read_text())
-    assert config["threshold_origin"]["data"].startswith(f"test parts of the 2 folds, {len(judged)} images in ")
+    groups = pd.read_csv(mean / "split.csv").set_index("path").loc[judged.index, "group"].nunique()
+    assert config["threshold_origin"]["data"] == f"test parts of the 2 folds, {len(judged)} images in {groups} groups"
 
     for file, told in ((mean / "README.md", "The mean of the weights of 2 models"), (mean / "report.html", "2 models")):
         assert told in file.read_text()
