@@ -171,13 +171,15 @@ def secret(tmp_path):
     columns = ["file_name", "label", "group", "site", "license", "remark", "attribution"]
     write_table(data / "metadata.csv", columns, *table)
     rows = load_data(data)
-    split = rows.select_columns(["path", "group"]).to_pandas()
+    split = rows.select_columns(["path", "label", "group", "site"]).to_pandas()
     split["pixels"], split["split"] = (
         take_fingerprints(rows).facts["pixels"],
         ["train", "train", "test", "test", "train"],
     )
     model.mkdir()
-    besides = pd.DataFrame([["theirs.png", "P9", "0a", "also"]], columns=list(split))  # nothing of this is theirs
+    besides = pd.DataFrame(
+        [["theirs.png", 1, "P9", "", "0a", "also"]], columns=list(split)
+    )  # nothing of this is theirs
     pd.concat([split, besides]).to_csv(model / "split.csv", index=False)
     (model / "config.json").write_text(json.dumps({"id2label": {"0": "normal", "1": "sick"}}))
     (model / "recipe.yaml").write_text(yaml.safe_dump({"split_by": "group", "data": str(data)}))
@@ -263,7 +265,9 @@ def test_other_data_than_the_model_s_is_refused(secret):
     with pytest.raises(InputError, match=r"1 of the 5 images in the model's split.csv are not there as they were"):
         read_publishable(str(data), model, rights=False)
     (model / "split.csv").write_text("")
-    with pytest.raises(InputError, match=r"split.csv: found no table of path, pixels and split \(No columns"):
+    with pytest.raises(
+        InputError, match=r"split.csv: found no table of path, label, group, site, pixels and split \(No columns"
+    ):
         read_publishable(str(data), model, rights=False)
 
 
